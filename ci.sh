@@ -1,0 +1,23 @@
+#!/usr/bin/env bash
+# Everything that is enforced. Run it before a commit: ./ci.sh, or one step: ./ci.sh fmt
+set -euo pipefail
+cd "$(dirname "$0")"
+
+fmt() { cargo fmt --all --check; }
+clippy() { cargo clippy --workspace --all-targets --locked -- -D warnings; }
+doc() { RUSTDOCFLAGS='-D warnings' cargo doc --workspace --no-deps --locked; }
+# The README's test command. --locked: what was tested is what Cargo.lock says.
+tests() { cargo test --workspace --locked; }
+scripts() { shellcheck ci.sh .ci/run; }
+# Licences, sources and duplicate versions. Advisories need a database from outside and are left to the reader.
+deny() { cargo deny --locked check bans licenses sources; }
+
+if [ $# -eq 0 ]; then
+  set -- fmt scripts clippy doc tests
+  # cargo-deny is a program of its own; .ci/run installs it, a developer may do without.
+  if cargo deny --version >/dev/null 2>&1; then set -- "$@" deny; else echo 'not run: deny (cargo-deny is not installed)'; fi
+fi
+for step in "$@"; do
+  echo "== $step"
+  "$step"
+done

@@ -1,0 +1,148 @@
+//! The counters that a core tells its clients: an array of numbers in a fixed order that only ever grows at its end.
+
+use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned, network_endian as be};
+
+use crate::wire::{Common, DATAGRAM_LEN_MAX, TRAILER_LEN_MAX};
+
+macro_rules! statistics {
+    ($($(#[$doc:meta])+ $variant:ident = $name:literal,)+) => {
+        /// One counter or gauge of a core; the number is its place in [`Statistics`].
+        #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+        #[repr(usize)]
+        pub enum Statistic { $($(#[$doc])+ $variant,)+ }
+
+        /// Names in the order of [`Statistics`]: lower case, unit last.
+        pub const STAT_NAMES: &[&str] = &[$($name,)+];
+    };
+}
+
+statistics! {
+    /// Gets executed.
+    Gets = "gets",
+    /// Gets that found their key.
+    Hits = "hits",
+    /// Puts executed.
+    Puts = "puts",
+    /// Deletes executed.
+    Deletes = "deletes",
+    /// Operations refused because the memory was full.
+    NoSpace = "no_space",
+    /// Operations refused because another core owns their key.
+    WrongCore = "wrong_core",
+    /// Requests executed.
+    Requests = "requests",
+    /// Requests answered again from their slot.
+    Replays = "replays",
+    /// Sessions open now.
+    Sessions = "sessions",
+    /// Sessions opened so far.
+    SessionsOpened = "sessions_opened",
+    /// Requests for a session refused so far.
+    SessionsRefused = "sessions_refused",
+    /// Keys stored now.
+    Records = "records",
+    /// Bytes of items now, headers and rounding included.
+    ItemsBytes = "items_bytes",
+    /// Bytes of the index now.
+    IndexBytes = "index_bytes",
+    /// Bytes of the session slots now.
+    SessionsBytes = "sessions_bytes",
+    /// Cap of index and items in bytes.
+    MemoryBytes = "memory_bytes",
+    /// CPU time of the core's thread in nanoseconds.
+    CpuNs = "cpu_ns",
+    /// Resident memory of the whole server process in bytes.
+    RssBytes = "rss_bytes",
+    /// Nanoseconds since the core started.
+    UptimeNs = "uptime_ns",
+    /// Datagrams received.
+    RxDatagrams = "rx_datagrams",
+    /// Bytes received.
+    RxBytes = "rx_bytes",
+    /// Trains received.
+    RxTrains = "rx_trains",
+    /// Datagrams cut off by a buffer.
+    RxTruncated = "rx_truncated",
+    /// Datagrams that the kernel dropped at a full receive queue.
+    RxOverflowDrops = "rx_overflow_drops",
+    /// Datagrams sent.
+    TxDatagrams = "tx_datagrams",
+    /// Bytes sent.
+    TxBytes = "tx_bytes",
+    /// Trains sent.
+    TxTrains = "tx_trains",
+    /// Datagrams that could not be sent.
+    TxDropped = "tx_dropped",
+    /// System-call errors survived.
+    SoftErrors = "soft_errors",
+    /// Connections accepted.
+    ConnectionsOpened = "connections_opened",
+    /// Connections turned away.
+    ConnectionsRefused = "connections_refused",
+    /// Connections closed for broken framing or slowness.
+    ConnectionsDropped = "connections_dropped",
+    /// Dropped: shorter than its kind's layout.
+    DropTruncated = "drop_truncated",
+    /// Dropped: longer than the largest datagram.
+    DropOversized = "drop_oversized",
+    /// Dropped: unknown version.
+    DropVersion = "drop_version",
+    /// Dropped: unknown kind.
+    DropKind = "drop_kind",
+    /// Dropped: checksum wrong or absent.
+    DropChecksum = "drop_checksum",
+    /// Dropped: does not parse.
+    DropMalformed = "drop_malformed",
+    /// Dropped: unknown session or token.
+    DropUnknownSession = "drop_unknown_session",
+    /// Dropped: session of another address.
+    DropWrongPeer = "drop_wrong_peer",
+    /// Dropped: slot outside the window.
+    DropSlot = "drop_slot",
+    /// Dropped: late duplicate.
+    DropStale = "drop_stale",
+    /// Dropped: bad cookie.
+    DropCookie = "drop_cookie",
+    /// Dropped: nobody asked.
+    DropUnexpected = "drop_unexpected",
+    /// Dropped: no room for the answer.
+    DropNoRoom = "drop_no_room",
+}
+
+/// Number of statistics.
+pub const STAT_COUNT: usize = STAT_NAMES.len();
+
+/// Server → client: the counters of one core. A longer array comes from a newer server: what is beyond is ignored.
+#[derive(Clone, Copy, Debug, FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned)]
+#[repr(C)]
+pub struct Statistics {
+    /// Kind; session and token as in the question.
+    pub common: Common,
+    /// As in the question.
+    pub echo: be::U64,
+    /// In the order of [`STAT_NAMES`].
+    pub values: [be::U64; STAT_COUNT],
+}
+
+const _: () = assert!(size_of::<Statistics>() + TRAILER_LEN_MAX <= DATAGRAM_LEN_MAX);
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::drops::DropReason;
+
+    /// Goal: scripts and older clients find each number where it was. Method: literal places, and the drop reasons in
+    /// their own order at the end.
+    #[test]
+    fn places_are_golden() {
+        assert_eq!(STAT_COUNT, 45);
+        assert_eq!(STAT_NAMES[Statistic::Gets as usize], "gets");
+        assert_eq!(STAT_NAMES[8], "sessions");
+        assert_eq!(STAT_NAMES[23], "rx_overflow_drops");
+        for (index, reason) in DropReason::ALL.into_iter().enumerate() {
+            let name = STAT_NAMES[Statistic::DropTruncated as usize + index];
+            assert_eq!(name.strip_prefix("drop_"), Some(reason.name()));
+        }
+        assert_eq!(std::mem::offset_of!(Statistics, values), 24);
+    }
+}
