@@ -1,0 +1,26 @@
+//! Packets in and out.
+//!
+//! A [`Port`] moves bursts of datagrams between one thread and its peers. Four things hold for every back-end, and the
+//! protocol above relies on them: datagrams are lent, not copied; nothing blocks; nothing allocates per datagram;
+//! and loss is counted, never reported as an error. This crate knows addresses and bytes, and nothing of keys.
+
+#![deny(unsafe_code)]
+
+#[allow(unsafe_code)]
+mod mmsg;
+pub mod outbox;
+pub mod pin;
+pub mod port;
+#[allow(unsafe_code)]
+pub mod region;
+pub mod sim;
+pub mod tcp;
+#[allow(unsafe_code)]
+pub mod udp;
+pub mod wait;
+
+pub use outbox::Outbox;
+pub use port::{Datagram, Peer, Port, PortCounters, Received};
+pub use sim::{Faults, SimNetwork, SimPort};
+pub use tcp::TcpPort;
+pub use udp::{BufferShortfall, UdpConfig, UdpPort};

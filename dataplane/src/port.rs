@@ -1,0 +1,227 @@
+//! What every back-end has in common: the `Port` trait, the datagrams it lends and its counters.
+
+use std::{
+    io,
+    net::{IpAddr, SocketAddr},
+    os::fd::BorrowedFd,
+};
+
+use crate::outbox::Outbox;
+
+/// One end of a link, owned by one thread: bursts of datagrams in, bursts of datagrams out.
+///
+/// A port owns its memory and lends it. What [`rx_burst`](Port::rx_burst) received stays readable until the next
+/// `rx_burst`; replies are written straight into the outbox and leave with [`tx_flush`](Port::tx_flush). Nobody
+/// outside a port needs `unsafe`, and nothing is copied between the system call and the protocol.
+///
+/// Loss is not an error here: a datagram that could not be sent or did not fit is counted and dropped, since the
+/// protocol above retransmits anyway. An `Err` means that the port itself is no longer usable.
+pub trait Port {
+    /// Takes what has arrived, at most one burst, and returns how many datagrams that is. Never blocks.
+    ///
+    /// # Errors
+    /// Only when the port is broken for good, with the interface or address in the message.
+    fn rx_burst(&mut self) -> io::Result<usize>;
+
+    /// The datagrams of the last burst, and the outbox for the answers.
+    fn split(&mut self) -> (Received<'_>, &mut Outbox);
+
+    /// Sends everything in the outbox and makes its room free again. Waits at most 1 ms at a time for a device that is
+    /// behind, then drops.
+    ///
+    /// # Errors
+    /// Only when the port is broken for good, with the interface or address in the message.
+    fn tx_flush(&mut self) -> io::Result<()>;
+
+    /// The address that peers reach this port at.
+    fn local_addr(&self) -> SocketAddr;
+
+    /// What has passed and what was lost so far.
+    fn counters(&self) -> PortCounters;
+
+    /// How many waiting datagrams of `len` bytes the receive queue can hold, charged for as the kernel does; `usize::MAX`
+    /// when none is ever dropped (TCP).
+    fn rx_queue_datagrams(&self, len: usize) -> usize;
+
+    /// The descriptor that becomes readable when there is work, for [`wait`](crate::wait::wait); `None` for a port
+    /// without one.
+    fn wait_fd(&self) -> Option<BorrowedFd<'_>>;
+}
+
+/// Who sent a datagram, and therefore where its answer goes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct Peer {
+    /// Remote address and port.
+    pub addr: SocketAddr,
+    /// Local address that the datagram was sent to, when the port is bound to several: the answer must leave from it.
+    pub local: Option<IpAddr>,
+    /// The connection it came over, for stream ports; their number is never used twice by one port.
+    pub connection: Option<u32>,
+}
+
+impl Peer {
+    /// A peer of a datagram port with one local address.
+    #[must_use]
+    pub const fn datagram(addr: SocketAddr) -> Self {
+        Self { addr, local: None, connection: None }
+    }
+
+    /// Whether it speaks over a connection, whose address was proven by the transport's own handshake.
+    #[must_use]
+    pub const fn is_stream(&self) -> bool {
+        self.connection.is_some()
+    }
+}
+
+/// One datagram, lent by its port until the next `rx_burst`.
+#[derive(Clone, Copy, Debug)]
+pub struct Datagram<'a> {
+    /// Sender.
+    pub peer: &'a Peer,
+    /// UDP payload.
+    pub bytes: &'a [u8],
+}
+
+/// The datagrams of one burst, lent by their port until the next `rx_burst`.
+#[derive(Clone, Copy, Debug)]
+pub struct Received<'a> {
+    memory: &'a [u8],
+    index: &'a Inbox,
+}
+
+impl<'a> Received<'a> {
+    pub(crate) const fn new(memory: &'a [u8], index: &'a Inbox) -> Self {
+        Self { memory, index }
+    }
+
+    /// Number of datagrams.
+    #[must_use]
+    pub fn count(&self) -> usize {
+        self.index.entries.len()
+    }
+
+    /// The datagram at `index`, in order of arrival per peer.
+    ///
+    /// # Panics
+    /// When `index` is not below [`count`](Self::count).
+    #[inline]
+    #[must_use]
+    pub fn datagram(&self, index: usize) -> Datagram<'a> {
+        let entry = self.index.entries[index];
+        let start = entry.start as usize;
+        Datagram {
+            peer: &self.index.peers[entry.peer as usize],
+            bytes: &self.memory[start..start + entry.len as usize],
+        }
+    }
+
+    /// All datagrams in order.
+    pub fn iter(&self) -> impl Iterator<Item = Datagram<'a>> + use<'a> {
+        let received = *self;
+        (0..self.count()).map(move |index| received.datagram(index))
+    }
+}
+
+/// Where the datagrams of a burst lie in a port's receive memory. Built once, cleared per burst.
+#[derive(Debug, Default)]
+pub(crate) struct Inbox {
+    peers: Vec<Peer>,
+    entries: Vec<Entry>,
+}
+
+#[derive(Clone, Copy, Debug)]
+struct Entry {
+    start: u32,
+    len: u32,
+    peer: u32,
+}
+
+impl Inbox {
+    pub(crate) fn with_capacity(peers: usize, datagrams: usize) -> Self {
+        Self { peers: Vec::with_capacity(peers), entries: Vec::with_capacity(datagrams) }
+    }
+
+    pub(crate) fn clear(&mut self) {
+        self.peers.clear();
+        self.entries.clear();
+    }
+
+    pub(crate) fn count(&self) -> usize {
+        self.entries.len()
+    }
+
+    /// Everything pushed after this comes from `peer`.
+    pub(crate) fn push_peer(&mut self, peer: Peer) {
+        self.peers.push(peer);
+    }
+
+    /// A datagram of the peer pushed last, at `start` in the port's receive memory.
+    #[inline]
+    pub(crate) fn push(&mut self, start: usize, len: usize) {
+        let peer = self.peers.len().checked_sub(1).expect("push_peer comes before push");
+        self.entries.push(Entry { start: start as u32, len: len as u32, peer: peer as u32 });
+    }
+}
+
+/// Totals of one port since it was opened; each is a count unless its name says otherwise.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct PortCounters {
+    /// Datagrams received.
+    pub rx_datagrams: u64,
+    /// Payload bytes received.
+    pub rx_bytes: u64,
+    /// Trains received: one per system-call buffer, however many datagrams it held.
+    pub rx_trains: u64,
+    /// Datagrams cut off or without room in the buffer they arrived in; dropped.
+    pub rx_truncated: u64,
+    /// Datagrams that the kernel dropped because the receive queue was full (`SO_RXQ_OVFL`, socket(7)).
+    pub rx_overflow_drops: u64,
+    /// Datagrams handed to the kernel.
+    pub tx_datagrams: u64,
+    /// Payload bytes handed to the kernel.
+    pub tx_bytes: u64,
+    /// Trains sent.
+    pub tx_trains: u64,
+    /// Datagrams dropped because the kernel or a slow reader took no more.
+    pub tx_dropped: u64,
+    /// Errors of the system calls that were survived (a peer that is gone, a device that refuses trains).
+    pub soft_errors: u64,
+    /// Connections accepted, for stream ports.
+    pub connections_opened: u64,
+    /// Connections turned away because the table was full.
+    pub connections_refused: u64,
+    /// Connections closed because the peer broke the framing, or took its answers too slowly.
+    pub connections_dropped: u64,
+}
+
+impl PortCounters {
+    /// The sum of two ports' totals.
+    #[must_use]
+    pub fn plus(self, other: Self) -> Self {
+        self.combine(other, u64::wrapping_add)
+    }
+
+    /// What was counted since an earlier reading.
+    #[must_use]
+    pub fn minus(self, earlier: Self) -> Self {
+        self.combine(earlier, u64::wrapping_sub)
+    }
+
+    fn combine(self, other: Self, each: impl Fn(u64, u64) -> u64) -> Self {
+        Self {
+            rx_datagrams: each(self.rx_datagrams, other.rx_datagrams),
+            rx_bytes: each(self.rx_bytes, other.rx_bytes),
+            rx_trains: each(self.rx_trains, other.rx_trains),
+            rx_truncated: each(self.rx_truncated, other.rx_truncated),
+            rx_overflow_drops: each(self.rx_overflow_drops, other.rx_overflow_drops),
+            tx_datagrams: each(self.tx_datagrams, other.tx_datagrams),
+            tx_bytes: each(self.tx_bytes, other.tx_bytes),
+            tx_trains: each(self.tx_trains, other.tx_trains),
+            tx_dropped: each(self.tx_dropped, other.tx_dropped),
+            soft_errors: each(self.soft_errors, other.soft_errors),
+            connections_opened: each(self.connections_opened, other.connections_opened),
+            connections_refused: each(self.connections_refused, other.connections_refused),
+            connections_dropped: each(self.connections_dropped, other.connections_dropped),
+        }
+    }
+}
