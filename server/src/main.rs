@@ -1,0 +1,209 @@
+//! `linerate-server`: serves one node until it is told to stop.
+
+#![forbid(unsafe_code)]
+
+use std::{
+    io::{self, Write},
+    net::IpAddr,
+    process::ExitCode,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::{Duration, Instant},
+};
+
+use anyhow::Context;
+use bytesize::ByteSize;
+use clap::Parser;
+use linerate_dataplane::pin::{CoreList, allowed_cores};
+use linerate_proto::wire::{STAT_COUNT, Statistic};
+use linerate_server::{Server, ServerConfig, core_loop::Idle, stats::drops_in_words};
+
+/// In-memory key-value store that answers at line rate: one pinned thread per core, each with its own UDP and TCP port
+/// and its own shard.
+#[derive(Debug, Parser)]
+#[command(version)]
+struct Options {
+    /// Address to listen at
+    #[arg(long, default_value = "127.0.0.1")]
+    listen: IpAddr,
+    /// UDP and TCP port of the first core; core i listens at this + i; 0 lets the kernel choose
+    #[arg(long, default_value_t = 4100)]
+    port: u16,
+    /// CPUs to pin the cores to, such as 0-3 or 0,2,4-5 [default: the first one allowed]
+    #[arg(long)]
+    cores: Option<CoreList>,
+    /// Memory for the stores and sessions of all cores together, such as 512MiB or 16GiB; buffers come on top, 3 MiB per
+    /// core for UDP and up to 64 MiB for TCP
+    #[arg(long, default_value = "1GiB")]
+    memory: ByteSize,
+    /// What a core does when nothing arrives: spin (lowest latency, a whole CPU) or epoll (spin briefly, then sleep)
+    #[arg(long, default_value = "epoll")]
+    idle: Idle,
+    /// What to listen on: udp, tcp, or both
+    #[arg(long, value_delimiter = ',', default_value = "udp,tcp")]
+    transports: Vec<Transport>,
+    /// Seconds between two lines of statistics; 0 prints none
+    #[arg(long, default_value_t = 1, value_name = "SECONDS")]
+    stats_interval: u64,
+    /// Listen at other than loopback addresses although anybody who reaches them can read and change the data
+    #[arg(long)]
+    insecure_no_auth: bool,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
+enum Transport {
+    Udp,
+    Tcp,
+}
+
+fn main() -> ExitCode {
+    match run(&Options::parse()) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("linerate-server: {error:#}");
+            ExitCode::from(2)
+        }
+    }
+}
+
+fn run(options: &Options) -> anyhow::Result<()> {
+    let config = resolve(options)?;
+    let stop = Arc::new(AtomicBool::new(false));
+    for signal in signal_hook::consts::TERM_SIGNALS {
+        signal_hook::flag::register(*signal, Arc::clone(&stop)).context("cannot handle signals")?;
+    }
+    let server = Server::start(&config)?;
+    say(&format!(
+        "linerate-server: serving at {}, cores on CPUs {}, memory {}, {}",
+        server.addrs().iter().map(ToString::to_string).collect::<Vec<_>>().join(" "),
+        config.cpus.iter().map(ToString::to_string).collect::<Vec<_>>().join(","),
+        options.memory,
+        transports(&config),
+    ));
+    if let Some(shortfall) = server.buffer_shortfall() {
+        eprintln!("linerate-server: warning: {shortfall}");
+    }
+    report_until(&server, &stop, options.stats_interval);
+    let failed = server.has_failed();
+    let totals = server.stop().context("a core ended by itself")?;
+    say(&total_line(&totals));
+    anyhow::ensure!(!failed || stop.load(Ordering::Relaxed), "a core ended by itself");
+    Ok(())
+}
+
+/// Prints a line. A reader that is gone is no reason to stop serving.
+fn say(line: &str) {
+    let _ = writeln!(io::stdout(), "{line}");
+}
+
+/// What was typed, checked against this machine.
+fn resolve(options: &Options) -> anyhow::Result<ServerConfig> {
+    let allowed = allowed_cores().context("cannot tell which CPUs this process may use")?;
+    let cpus = match &options.cores {
+        Some(list) => {
+            list.check(&allowed)?;
+            list.cores().to_vec()
+        }
+        None => allowed.first().map(|&first| vec![first]).context("this process may use no CPU at all")?,
+    };
+    let memory_len =
+        usize::try_from(options.memory.as_u64()).context("more --memory than can be addressed")?;
+    Ok(ServerConfig {
+        listen: options.listen,
+        port: options.port,
+        cpus,
+        memory_len,
+        idle: options.idle,
+        udp: options.transports.contains(&Transport::Udp),
+        tcp: options.transports.contains(&Transport::Tcp),
+        insecure_no_auth: options.insecure_no_auth,
+    })
+}
+
+const fn transports(config: &ServerConfig) -> &'static str {
+    match (config.udp, config.tcp) {
+        (true, true) => "udp and tcp",
+        (true, false) => "udp",
+        _ => "tcp",
+    }
+}
+
+/// Prints a line of statistics every `interval_s` seconds until a signal comes or a core ends.
+fn report_until(server: &Server, stop: &AtomicBool, interval_s: u64) {
+    /// How soon a signal is acted upon.
+    const CHECK_INTERVAL: Duration = Duration::from_millis(20);
+    let mut before = (Instant::now(), server.stats());
+    while !stop.load(Ordering::Relaxed) && !server.has_failed() {
+        std::thread::sleep(CHECK_INTERVAL);
+        let since = before.0.elapsed();
+        if interval_s > 0 && since >= Duration::from_secs(interval_s) {
+            let stats = server.stats();
+            say(&interval_line(&stats, &before.1, since));
+            before = (Instant::now(), stats);
+        }
+    }
+}
+
+fn interval_line(now: &[u64; STAT_COUNT], before: &[u64; STAT_COUNT], elapsed: Duration) -> String {
+    let grown: [u64; STAT_COUNT] = std::array::from_fn(|index| now[index].saturating_sub(before[index]));
+    let rate = |statistic: Statistic| grown[statistic as usize] as f64 / elapsed.as_secs_f64();
+    let (gets, puts) = (rate(Statistic::Gets), rate(Statistic::Puts));
+    let ops = gets + puts + rate(Statistic::Deletes);
+    format!(
+        "{gets:.0} get/s  {puts:.0} put/s  {ops:.0} ops/s  hit ratio {}  {} records  {} sessions{}",
+        hit_ratio(&grown),
+        now[Statistic::Records as usize],
+        now[Statistic::Sessions as usize],
+        losses(&grown),
+    )
+}
+
+fn total_line(totals: &[u64; STAT_COUNT]) -> String {
+    let total = |statistic: Statistic| totals[statistic as usize];
+    format!(
+        "total: {} gets, {} puts, {} deletes, hit ratio {}, {} replays, {} sessions, {} records{}",
+        total(Statistic::Gets),
+        total(Statistic::Puts),
+        total(Statistic::Deletes),
+        hit_ratio(totals),
+        total(Statistic::Replays),
+        total(Statistic::SessionsOpened),
+        total(Statistic::Records),
+        losses(totals),
+    )
+}
+
+fn hit_ratio(stats: &[u64; STAT_COUNT]) -> String {
+    match stats[Statistic::Gets as usize] {
+        0 => "-".to_owned(),
+        gets => format!("{:.4}", stats[Statistic::Hits as usize] as f64 / gets as f64),
+    }
+}
+
+/// What was lost or refused, by layer and reason; empty when nothing was.
+fn losses(stats: &[u64; STAT_COUNT]) -> String {
+    let mut parts = Vec::new();
+    let kernel = [
+        (Statistic::RxOverflowDrops, "overflowed the receive queue"),
+        (Statistic::RxTruncated, "were cut off"),
+        (Statistic::TxDropped, "could not be sent"),
+        (Statistic::NoSpace, "puts found no space"),
+        (Statistic::WrongCore, "operations came to the wrong core"),
+        (Statistic::SessionsRefused, "sessions were refused"),
+        (Statistic::ConnectionsRefused, "connections were refused"),
+        (Statistic::ConnectionsDropped, "connections were dropped"),
+    ];
+    for (statistic, what) in kernel {
+        let count = stats[statistic as usize];
+        if count > 0 {
+            parts.push(format!("{count} {what}"));
+        }
+    }
+    let dropped = drops_in_words(stats);
+    if !dropped.is_empty() {
+        parts.push(format!("dropped: {dropped}"));
+    }
+    if parts.is_empty() { String::new() } else { format!("  ({})", parts.join("; ")) }
+}

@@ -1,0 +1,302 @@
+//! Starting and stopping the cores of a node.
+
+use std::{
+    io,
+    net::{IpAddr, SocketAddr},
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+    thread::JoinHandle,
+    time::{Duration, Instant as SystemInstant},
+};
+
+use linerate_dataplane::{
+    BufferShortfall, Port, TcpPort, UdpPort, pin::pin_to_core, tcp::TcpConfig, udp::UdpConfig,
+};
+use linerate_proto::{
+    Instant,
+    session::SessionConfig,
+    wire::{DATAGRAM_LEN_MAX, STAT_COUNT},
+};
+
+use crate::{
+    core_loop::{self, CorePorts, Idle},
+    stats::{Published, sum},
+    store::Store,
+    worker::Worker,
+};
+
+/// Least memory per core in bytes: below it, sessions leave no room for a store worth the name.
+pub const MEMORY_PER_CORE_MIN: usize = 16 << 20;
+
+/// A session ends after this long without a word.
+const LEASE: Duration = Duration::from_secs(60);
+
+/// Tries to find consecutive free ports when the kernel chooses the first.
+const PORT_TRIES: usize = 64;
+
+/// How a server is set up. Checked by [`Server::start`].
+#[derive(Clone, Debug)]
+pub struct ServerConfig {
+    /// Address to listen at.
+    pub listen: IpAddr,
+    /// UDP and TCP port of core 0; core i listens at this + i. 0: the kernel chooses.
+    pub port: u16,
+    /// The CPU that each core is pinned to; as many cores as entries, 1..=255.
+    pub cpus: Vec<usize>,
+    /// Memory for the stores and sessions of all cores together, in bytes. Each core's buffers come on top: 3 MiB for
+    /// UDP, and for TCP what its connections use, up to 64 MiB.
+    pub memory_len: usize,
+    /// What a core does when nothing arrives.
+    pub idle: Idle,
+    /// Whether to listen on UDP.
+    pub udp: bool,
+    /// Whether to listen on TCP.
+    pub tcp: bool,
+    /// Whether to listen at other than loopback addresses although nobody has to authenticate.
+    pub insecure_no_auth: bool,
+}
+
+impl Default for ServerConfig {
+    /// Loopback, port 4100, one core on CPU 0, 1 GiB, UDP and TCP.
+    fn default() -> Self {
+        Self {
+            listen: [127, 0, 0, 1].into(),
+            port: 4100,
+            cpus: vec![0],
+            memory_len: 1 << 30,
+            idle: Idle::default(),
+            udp: true,
+            tcp: true,
+            insecure_no_auth: false,
+        }
+    }
+}
+
+/// Why a server did not start.
+#[derive(Debug, thiserror::Error)]
+pub enum StartError {
+    /// A public address without protection.
+    #[error(
+        "refusing to listen at {0}: anybody who reaches it could read and change the data; listen at a loopback \
+         address, or say --insecure-no-auth if the network is yours alone"
+    )]
+    Exposed(IpAddr),
+    /// Number of cores.
+    #[error("{0} cores: give 1..=255")]
+    Cores(usize),
+    /// Ports beyond the last.
+    #[error("port {port} with {cores} cores ends beyond 65535: give a port of at most {}", 65_536 - cores)]
+    Ports {
+        /// First port.
+        port: u16,
+        /// Number of cores.
+        cores: usize,
+    },
+    /// Memory.
+    #[error("{memory_len} bytes of memory for {cores} cores: give at least {}", MEMORY_PER_CORE_MIN * cores)]
+    Memory {
+        /// Bytes given.
+        memory_len: usize,
+        /// Number of cores.
+        cores: usize,
+    },
+    /// Neither UDP nor TCP.
+    #[error("nothing to listen on: give udp, tcp or both")]
+    Transports,
+    /// What the system said.
+    #[error(transparent)]
+    Io(#[from] io::Error),
+}
+
+/// A running server. Dropping it stops it.
+#[derive(Debug)]
+pub struct Server {
+    addrs: Vec<SocketAddr>,
+    published: Vec<Published>,
+    shortfall: Option<BufferShortfall>,
+    stop: Arc<AtomicBool>,
+    threads: Vec<JoinHandle<io::Result<()>>>,
+}
+
+impl Server {
+    /// Opens all ports, maps all memory, and starts one pinned thread per core.
+    ///
+    /// # Errors
+    /// A sentence that names what is wrong and what would be right.
+    pub fn start(config: &ServerConfig) -> Result<Self, StartError> {
+        check(config)?;
+        let cores = config.cpus.len();
+        let (ports, shortfall) = open_ports(config)?;
+        let addrs: Vec<_> = ports.iter().map(local_addr).collect();
+        let secret = rand::random();
+        let boot_id = rand::random();
+        let data_epoch = rand::random();
+        let per_core = config.memory_len / cores;
+        let sessions_len = per_core / 8;
+        let stop = Arc::new(AtomicBool::new(false));
+        let started = SystemInstant::now();
+        let mut server = Self {
+            published: (0..cores).map(|_| Published::default()).collect(),
+            addrs,
+            shortfall,
+            stop,
+            threads: Vec::with_capacity(cores),
+        };
+        for (core, (ports, &cpu)) in ports.into_iter().zip(&config.cpus).enumerate() {
+            let queue_datagrams =
+                ports.udp.as_ref().map_or(usize::MAX, |udp| udp.rx_queue_datagrams(DATAGRAM_LEN_MAX));
+            let sessions = SessionConfig {
+                secret,
+                boot_id,
+                data_epoch,
+                base_port: server.addrs[0].port(),
+                cores: cores as u8,
+                core: core as u8,
+                epoch: 0,
+                memory_len_max: sessions_len,
+                lease: LEASE,
+                queue_datagrams,
+            };
+            let store = Store::new(per_core - sessions_len, rand::random())?;
+            let worker = Worker::new(store, sessions, server.published[core].clone());
+            let (idle, stop) = (config.idle, Arc::clone(&server.stop));
+            let (ready, pinned) = std::sync::mpsc::channel();
+            let thread = std::thread::Builder::new().name(format!("core-{core}")).spawn(move || {
+                let result = pin_to_core(cpu);
+                let failed = result.is_err();
+                let _ = ready.send(result);
+                if failed {
+                    return Ok(());
+                }
+                let clock = || Instant::from_nanos(started.elapsed().as_nanos() as u64);
+                core_loop::run(worker, ports, idle, &stop, clock)
+            })?;
+            server.threads.push(thread);
+            pinned.recv().map_err(|_| io::Error::other("the core's thread ended at its start"))??;
+        }
+        Ok(server)
+    }
+
+    /// The address of core 0, which clients are given.
+    #[must_use]
+    pub fn addr(&self) -> SocketAddr {
+        self.addrs[0]
+    }
+
+    /// The addresses of all cores.
+    #[must_use]
+    pub fn addrs(&self) -> &[SocketAddr] {
+        &self.addrs
+    }
+
+    /// The latest statistics of each core, in the order of [`STAT_NAMES`](linerate_proto::wire::STAT_NAMES).
+    #[must_use]
+    pub fn core_stats(&self) -> Vec<[u64; STAT_COUNT]> {
+        self.published.iter().map(Published::values).collect()
+    }
+
+    /// The latest statistics of all cores together.
+    #[must_use]
+    pub fn stats(&self) -> [u64; STAT_COUNT] {
+        sum(self.core_stats())
+    }
+
+    /// Whether the receive buffers are smaller than they should be; its text says what to do.
+    #[must_use]
+    pub const fn buffer_shortfall(&self) -> Option<BufferShortfall> {
+        self.shortfall
+    }
+
+    /// Whether a core has ended by itself, which only a broken port makes it do.
+    #[must_use]
+    pub fn has_failed(&self) -> bool {
+        self.threads.iter().any(JoinHandle::is_finished)
+    }
+
+    /// Stops all cores after they have answered what has arrived, and returns the final statistics.
+    ///
+    /// # Errors
+    /// What made a core end before.
+    ///
+    /// # Panics
+    /// When a core has panicked.
+    pub fn stop(mut self) -> io::Result<[u64; STAT_COUNT]> {
+        self.stop.store(true, Ordering::Relaxed);
+        for thread in self.threads.drain(..) {
+            thread.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))?;
+        }
+        Ok(self.stats())
+    }
+}
+
+impl Drop for Server {
+    fn drop(&mut self) {
+        self.stop.store(true, Ordering::Relaxed);
+        for thread in self.threads.drain(..) {
+            // A failure was already shown by whoever asked `has_failed` or `stop`.
+            let _ = thread.join();
+        }
+    }
+}
+
+fn check(config: &ServerConfig) -> Result<(), StartError> {
+    let cores = config.cpus.len();
+    if !config.listen.to_canonical().is_loopback() && !config.insecure_no_auth {
+        return Err(StartError::Exposed(config.listen));
+    }
+    if cores == 0 || cores > u8::MAX.into() {
+        return Err(StartError::Cores(cores));
+    }
+    if usize::from(config.port) + cores > 65_536 {
+        return Err(StartError::Ports { port: config.port, cores });
+    }
+    if config.memory_len / cores < MEMORY_PER_CORE_MIN {
+        return Err(StartError::Memory { memory_len: config.memory_len, cores });
+    }
+    if !config.udp && !config.tcp {
+        return Err(StartError::Transports);
+    }
+    Ok(())
+}
+
+/// Opens the ports of all cores at consecutive numbers.
+fn open_ports(config: &ServerConfig) -> io::Result<(Vec<CorePorts>, Option<BufferShortfall>)> {
+    if config.port != 0 {
+        return open_ports_at(config, config.port);
+    }
+    // The kernel finds the first; whether those behind it are free shows when they are bound.
+    let mut tried = Err(io::ErrorKind::AddrInUse.into());
+    for _ in 0..PORT_TRIES {
+        let probe = std::net::UdpSocket::bind((config.listen, 0))?;
+        let port = probe.local_addr()?.port();
+        drop(probe);
+        if usize::from(port) + config.cpus.len() > 65_536 {
+            continue;
+        }
+        tried = open_ports_at(config, port);
+        if !matches!(&tried, Err(error) if error.kind() == io::ErrorKind::AddrInUse) {
+            break;
+        }
+    }
+    tried
+}
+
+fn open_ports_at(config: &ServerConfig, port: u16) -> io::Result<(Vec<CorePorts>, Option<BufferShortfall>)> {
+    let mut all = Vec::with_capacity(config.cpus.len());
+    let mut shortfall = None;
+    for core in 0..config.cpus.len() {
+        let addr = SocketAddr::new(config.listen, port + core as u16);
+        let udp = config.udp.then(|| UdpPort::bind(addr, UdpConfig::default())).transpose()?;
+        let tcp = config.tcp.then(|| TcpPort::listen(addr, TcpConfig::default())).transpose()?;
+        shortfall = shortfall.or_else(|| udp.as_ref().and_then(UdpPort::buffer_shortfall));
+        all.push(CorePorts { udp, tcp });
+    }
+    Ok((all, shortfall))
+}
+
+fn local_addr(ports: &CorePorts) -> SocketAddr {
+    let udp = ports.udp.as_ref().map(Port::local_addr);
+    udp.or_else(|| ports.tcp.as_ref().map(Port::local_addr)).expect("at least one transport was checked")
+}

@@ -1,0 +1,139 @@
+//! Counters of a core, and where other threads read them.
+
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
+    time::Duration,
+};
+
+use linerate_dataplane::PortCounters;
+use linerate_proto::{
+    DropReason, Drops,
+    session::SessionTable,
+    wire::{STAT_COUNT, STAT_NAMES, Statistic},
+};
+use nix::time::{ClockId, clock_gettime};
+
+use crate::store::MemoryUse;
+
+/// What a worker counts itself. Written by one thread only.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct WorkerCounters {
+    pub(crate) gets: u64,
+    pub(crate) hits: u64,
+    pub(crate) puts: u64,
+    pub(crate) deletes: u64,
+    pub(crate) no_space: u64,
+    pub(crate) wrong_core: u64,
+    pub(crate) requests: u64,
+    pub(crate) replays: u64,
+}
+
+/// The latest statistics of one core: written by its worker at least twenty times a second, read by anybody.
+///
+/// Each number is whole, but they are not read at one instant: sums over them may be off by what happened meanwhile.
+#[derive(Clone, Debug)]
+pub struct Published(Arc<[AtomicU64; STAT_COUNT]>);
+
+impl Default for Published {
+    fn default() -> Self {
+        Self(Arc::new([const { AtomicU64::new(0) }; STAT_COUNT]))
+    }
+}
+
+impl Published {
+    /// All statistics in the order of [`STAT_NAMES`].
+    #[must_use]
+    pub fn values(&self) -> [u64; STAT_COUNT] {
+        std::array::from_fn(|index| self.0[index].load(Ordering::Relaxed))
+    }
+
+    #[expect(
+        clippy::too_many_arguments,
+        reason = "each is a different source of numbers; a struct would only rename them"
+    )]
+    pub(crate) fn store(
+        &self,
+        worker: &WorkerCounters,
+        drops: &Drops,
+        sessions: &SessionTable,
+        memory: &MemoryUse,
+        records: usize,
+        ports: &PortCounters,
+        uptime: Duration,
+    ) {
+        let set =
+            |statistic: Statistic, value: u64| self.0[statistic as usize].store(value, Ordering::Relaxed);
+        set(Statistic::Gets, worker.gets);
+        set(Statistic::Hits, worker.hits);
+        set(Statistic::Puts, worker.puts);
+        set(Statistic::Deletes, worker.deletes);
+        set(Statistic::NoSpace, worker.no_space);
+        set(Statistic::WrongCore, worker.wrong_core);
+        set(Statistic::Requests, worker.requests);
+        set(Statistic::Replays, worker.replays);
+        set(Statistic::Sessions, sessions.count() as u64);
+        set(Statistic::SessionsOpened, sessions.opened());
+        set(Statistic::SessionsRefused, sessions.refused());
+        set(Statistic::SessionsBytes, sessions.memory_len() as u64);
+        set(Statistic::Records, records as u64);
+        set(Statistic::ItemsBytes, memory.items_len as u64);
+        set(Statistic::IndexBytes, memory.index_len as u64);
+        set(Statistic::MemoryBytes, memory.cap_len as u64);
+        set(Statistic::CpuNs, thread_cpu_ns());
+        set(Statistic::RssBytes, process_rss_len());
+        set(Statistic::UptimeNs, u64::try_from(uptime.as_nanos()).unwrap_or(u64::MAX));
+        set(Statistic::RxDatagrams, ports.rx_datagrams);
+        set(Statistic::RxBytes, ports.rx_bytes);
+        set(Statistic::RxTrains, ports.rx_trains);
+        set(Statistic::RxTruncated, ports.rx_truncated);
+        set(Statistic::RxOverflowDrops, ports.rx_overflow_drops);
+        set(Statistic::TxDatagrams, ports.tx_datagrams);
+        set(Statistic::TxBytes, ports.tx_bytes);
+        set(Statistic::TxTrains, ports.tx_trains);
+        set(Statistic::TxDropped, ports.tx_dropped);
+        set(Statistic::SoftErrors, ports.soft_errors);
+        set(Statistic::ConnectionsOpened, ports.connections_opened);
+        set(Statistic::ConnectionsRefused, ports.connections_refused);
+        set(Statistic::ConnectionsDropped, ports.connections_dropped);
+        for (index, reason) in DropReason::ALL.into_iter().enumerate() {
+            self.0[Statistic::DropTruncated as usize + index].store(drops.of(reason), Ordering::Relaxed);
+        }
+    }
+}
+
+/// The statistics of all cores of a server as one: counters and memory are summed; resident memory and uptime, which
+/// each core reports for the whole process, are the largest.
+#[must_use]
+pub fn sum(cores: impl IntoIterator<Item = [u64; STAT_COUNT]>) -> [u64; STAT_COUNT] {
+    let mut total = [0; STAT_COUNT];
+    for values in cores {
+        for (index, (total, value)) in total.iter_mut().zip(values).enumerate() {
+            let shared = index == Statistic::RssBytes as usize || index == Statistic::UptimeNs as usize;
+            *total = if shared { value.max(*total) } else { *total + value };
+        }
+    }
+    total
+}
+
+/// Datagrams dropped for any reason, in words: `3 malformed, 1 stale`; empty when there were none.
+#[must_use]
+pub fn drops_in_words(values: &[u64; STAT_COUNT]) -> String {
+    let start = Statistic::DropTruncated as usize;
+    let named = STAT_NAMES[start..].iter().zip(&values[start..]).filter(|&(_, &count)| count > 0);
+    named.map(|(name, count)| format!("{count} {}", &name["drop_".len()..])).collect::<Vec<_>>().join(", ")
+}
+
+/// CPU time of the calling thread in nanoseconds; 0 if the kernel does not tell.
+fn thread_cpu_ns() -> u64 {
+    clock_gettime(ClockId::CLOCK_THREAD_CPUTIME_ID)
+        .map_or(0, |time| time.tv_sec() as u64 * 1_000_000_000 + time.tv_nsec() as u64)
+}
+
+/// Resident memory of this process in bytes (proc_pid_statm(5), second field, in pages of 4 KiB); 0 if unknown.
+fn process_rss_len() -> u64 {
+    let statm = std::fs::read_to_string("/proc/self/statm").unwrap_or_default();
+    statm.split(' ').nth(1).and_then(|pages| pages.parse::<u64>().ok()).map_or(0, |pages| pages * 4096)
+}

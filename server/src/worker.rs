@@ -1,0 +1,531 @@
+//! One core's loop body: from a burst of datagrams to the replies, without a lock, a queue or an allocation.
+
+use std::io;
+
+use arrayvec::ArrayVec;
+use linerate_dataplane::{Datagram, Outbox, Peer, Port};
+use linerate_proto::{
+    DropReason, Drops, Instant, Key,
+    hash::key_hash,
+    placement::{Partition, core_of},
+    session::{Control, SessionConfig, SessionTable, Verdict},
+    wire::{
+        self, Common, DATAGRAM_LEN_MAX, Flags, Gets, Kind, OpResult, OperationKind, Operations, Ping,
+        REPLY_DATAGRAMS_MAX, Reason, ReplyBuilder, ReplyHeader, RequestHeader, Statistics,
+    },
+};
+use zerocopy::{FromBytes, IntoBytes};
+
+use crate::{
+    stats::{Published, WorkerCounters},
+    store::{NoSpace, Probe, Store},
+};
+
+/// A batch is executed once it holds this many operations. Prefetching needs some 64 to hide a memory access; more than
+/// the first-level cache holds would evict what was fetched first.
+const BATCH_OPERATIONS: usize = 128;
+
+/// The last request that joins a batch may bring it up to this.
+const BATCH_OPERATIONS_MAX: usize = BATCH_OPERATIONS + wire::OPERATIONS_MAX;
+
+/// Datagrams of full length that a chunk of the outbox takes.
+const DATAGRAMS_PER_CHUNK: usize = 44;
+
+/// The state of one core: its shard, its sessions and its counters.
+#[derive(Debug)]
+pub struct Worker {
+    store: Store,
+    sessions: SessionTable,
+    core: u8,
+    cores: u8,
+    counters: WorkerCounters,
+    drops: Drops,
+    published: Published,
+}
+
+/// A request admitted to the batch that is being executed.
+struct Request<'a> {
+    header: &'a RequestHeader,
+    /// Its operations as they came, of which the batch holds only what a look-up needs.
+    body: &'a [u8],
+    peer: &'a Peer,
+    task: Task,
+    /// Its look-ups are those up to here, from where the previous request's end.
+    lookups_end: usize,
+}
+
+/// What to answer a request with.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Task {
+    /// The results of its reads.
+    Read,
+    /// The results of its writes, which its slot keeps.
+    Write,
+    /// What its slot has kept.
+    Replay,
+    /// The same refusal for each operation.
+    Refuse(Reason),
+}
+
+/// A key on its way to being found.
+struct Lookup<'a> {
+    key: Key<'a>,
+    hash: u64,
+    probe: Probe,
+}
+
+/// Requests that are executed together, so that their memory accesses overlap.
+struct Batch<'a> {
+    requests: ArrayVec<Request<'a>, BATCH_OPERATIONS>,
+    lookups: ArrayVec<Lookup<'a>, BATCH_OPERATIONS_MAX>,
+    /// Most datagrams that the answers can take.
+    datagrams_max: usize,
+    /// Times that the peer changes from one request to the next.
+    peers: usize,
+}
+
+impl<'a> Batch<'a> {
+    const fn new() -> Self {
+        Self { requests: ArrayVec::new_const(), lookups: ArrayVec::new_const(), datagrams_max: 0, peers: 0 }
+    }
+
+    /// Whether another datagram can be taken in: its answers will find room in `free_chunks` chunks, whatever it holds.
+    fn has_room(&self, free_chunks: usize) -> bool {
+        // One datagram more can bring one peer and as many reply datagrams as a request may have.
+        let chunks =
+            self.peers + 1 + (self.datagrams_max + REPLY_DATAGRAMS_MAX).div_ceil(DATAGRAMS_PER_CHUNK);
+        self.lookups.len() < BATCH_OPERATIONS && !self.requests.is_full() && chunks <= free_chunks
+    }
+
+    fn push(&mut self, request: Request<'a>) {
+        let start = self.requests.last().map_or(0, |last| last.lookups_end);
+        self.datagrams_max += (request.lookups_end - start).clamp(1, REPLY_DATAGRAMS_MAX);
+        self.peers += usize::from(self.requests.last().is_none_or(|last| last.peer != request.peer));
+        self.requests.push(request);
+    }
+}
+
+impl Worker {
+    /// The worker of one core.
+    #[must_use]
+    pub fn new(store: Store, sessions: SessionConfig, published: Published) -> Self {
+        Self {
+            store,
+            core: sessions.core,
+            cores: sessions.cores,
+            sessions: SessionTable::new(sessions),
+            counters: WorkerCounters::default(),
+            drops: Drops::default(),
+            published,
+        }
+    }
+
+    /// Takes one burst from `port` and answers all of it; returns how many datagrams it had.
+    ///
+    /// # Errors
+    /// When the port is broken for good.
+    pub fn turn<P: Port>(&mut self, port: &mut P, clock: impl Fn() -> Instant) -> io::Result<usize> {
+        let count = port.rx_burst()?; // 1 receive
+        let arrived = clock();
+        let mut next = 0;
+        while next < count {
+            let free_chunks = {
+                let (received, outbox) = port.split();
+                let mut batch = Batch::new();
+                while next < count && batch.has_room(outbox.free_chunks()) {
+                    let datagram = received.datagram(next); // 2 parse
+                    if ends_session(datagram) && !batch.requests.is_empty() {
+                        break;
+                    }
+                    next += 1;
+                    if let Err(reason) = self.parse(arrived, datagram, &mut batch, outbox) {
+                        self.drops.count(reason);
+                    }
+                }
+                self.prefetch(&mut batch); // 3 prefetch
+                self.answer(&batch, queue_delay(arrived, clock()), outbox); // 4 execute, 5 emit
+                outbox.free_chunks()
+            };
+            if next == count || !Batch::new().has_room(free_chunks) {
+                port.tx_flush()?; // 6 transmit
+                if !Batch::new().has_room(port.split().1.free_chunks()) {
+                    // Only slow readers of a stream port can hold all room. What is left of the burst is as good as
+                    // lost on the way; its senders ask again.
+                    (next..count).for_each(|_| self.drops.count(DropReason::NoRoom));
+                    break;
+                }
+            }
+        }
+        self.sessions.expire(arrived);
+        Ok(count)
+    }
+
+    /// Takes a request into the batch. Anything else is answered here and now.
+    fn parse<'a>(
+        &mut self,
+        now: Instant,
+        datagram: Datagram<'a>,
+        batch: &mut Batch<'a>,
+        outbox: &mut Outbox,
+    ) -> Result<(), DropReason> {
+        let Datagram { peer, bytes } = datagram;
+        if bytes.len() > DATAGRAM_LEN_MAX {
+            return Err(DropReason::Oversized);
+        }
+        let (common, _) = Common::ref_from_prefix(bytes).map_err(|_| DropReason::Truncated)?;
+        if common.kind != Kind::REQUEST {
+            batch.peers += 1;
+            return self.control(now, datagram, outbox);
+        }
+        let (_, body) = wire::open(bytes)?;
+        let (header, _) = RequestHeader::ref_from_prefix(bytes).map_err(|_| DropReason::Truncated)?;
+        let body =
+            body.get(size_of::<RequestHeader>() - size_of::<Common>()..).ok_or(DropReason::Truncated)?;
+        let verdict = match self.sessions.admit(now, header, &peer.addr, peer.is_stream()) {
+            Ok(verdict) => verdict,
+            Err(DropReason::UnknownSession) => {
+                batch.peers += 1;
+                self.disown(peer, common, bytes.len(), outbox);
+                return Err(DropReason::UnknownSession);
+            }
+            Err(reason) => return Err(reason),
+        };
+        let start = batch.lookups.len();
+        let task = match verdict {
+            Verdict::Replay => Task::Replay,
+            Verdict::Execute => match self.collect(header, body, batch) {
+                Ok(task) => task,
+                Err(reason) => {
+                    batch.lookups.truncate(start);
+                    self.sessions.reject(header);
+                    return Err(reason);
+                }
+            },
+        };
+        if matches!(task, Task::Refuse(_)) {
+            batch.lookups.truncate(start);
+        }
+        let lookups_end = batch.lookups.len();
+        batch.push(Request { header, body, peer, task, lookups_end });
+        Ok(())
+    }
+
+    /// Hashes a request's operations into the batch.
+    fn collect<'a>(
+        &self,
+        header: &RequestHeader,
+        body: &'a [u8],
+        batch: &mut Batch<'a>,
+    ) -> Result<Task, DropReason> {
+        let read_only = header.common.flags.contains(Flags::READ_ONLY);
+        if header.count == 0 {
+            return Err(DropReason::Malformed);
+        }
+        let mut owned = true;
+        if read_only {
+            for key in Gets::new(body, header.count) {
+                owned &= self.look_up(key?, batch);
+            }
+        } else {
+            for operation in Operations::new(body, header.count, false) {
+                owned &= self.look_up(operation?.key, batch);
+            }
+        }
+        Ok(match (owned, read_only) {
+            (false, _) => Task::Refuse(Reason::WrongCore),
+            (true, true) => Task::Read,
+            (true, false) => Task::Write,
+        })
+    }
+
+    /// Hashes a key into the batch and sets its bucket on its way; returns whether the key belongs to this core.
+    #[inline(always)]
+    fn look_up<'a>(&self, key: Key<'a>, batch: &mut Batch<'a>) -> bool {
+        let hash = self.store.hash(key);
+        let probe = self.store.prefetch_bucket(hash);
+        batch.lookups.push(Lookup { key, hash, probe });
+        // A single core owns all keys.
+        self.cores == 1 || core_of(Partition::of(key_hash(key)), self.cores) == self.core
+    }
+
+    /// Finds all items of the batch, whose buckets are on their way since they were hashed, and sets the items' lines
+    /// on their way.
+    fn prefetch(&self, batch: &mut Batch<'_>) {
+        for lookup in &mut batch.lookups {
+            lookup.probe = self.store.probe(lookup.hash, lookup.probe);
+        }
+    }
+
+    /// Executes the batch in order and writes the replies. Nothing else touches keys.
+    fn answer(&mut self, batch: &Batch<'_>, queue_delay: u8, outbox: &mut Outbox) {
+        let credit = self.sessions.credit();
+        let mut start = 0;
+        for request in &batch.requests {
+            let lookups = &batch.lookups[start..request.lookups_end];
+            start = request.lookups_end;
+            let reply = Reply {
+                header: ReplyHeader {
+                    common: Common {
+                        kind: Kind::REPLY,
+                        flags: self.sessions.reply_flags(request.header),
+                        ..request.header.common
+                    },
+                    seq: request.header.seq,
+                    first: 0,
+                    count: 0,
+                    credit,
+                    queue_delay,
+                },
+                peer: request.peer,
+            };
+            match request.task {
+                Task::Read => self.read(lookups, &reply, outbox),
+                Task::Write => self.write(request, lookups, &reply, outbox),
+                Task::Replay => self.replay(request.header, &reply, outbox),
+                Task::Refuse(reason) => self.refuse(request.header, reason, &reply, outbox),
+            }
+        }
+    }
+
+    /// Answers gets, in as many datagrams as their values take.
+    fn read(&mut self, lookups: &[Lookup<'_>], reply: &Reply<'_>, outbox: &mut Outbox) {
+        self.counters.requests += 1;
+        self.counters.gets += lookups.len() as u64;
+        let mut left = lookups;
+        let mut first = 0;
+        for datagram in 1..=REPLY_DATAGRAMS_MAX {
+            let slot = outbox.begin(reply.peer, DATAGRAM_LEN_MAX).expect("the batch was sized by the room");
+            let mut builder = ReplyBuilder::new(slot.bytes);
+            // The last datagram must have a word on every operation that is left.
+            let is_last = datagram == REPLY_DATAGRAMS_MAX;
+            (left, builder) = if is_last { self.fill_last(left, builder) } else { self.fill(left, builder) };
+            let count = builder.count();
+            let len = builder.finish(ReplyHeader { first, ..reply.header }, slot.segment_len);
+            outbox.commit(len);
+            if left.is_empty() {
+                break;
+            }
+            first += count;
+        }
+    }
+
+    /// Copies values into a datagram until one does not fit; returns the look-ups that are left.
+    ///
+    /// Kept apart from the rest of the way so that its few variables stay in registers: this loop is where a core spends
+    /// most of its own time.
+    #[inline(never)]
+    fn fill<'l, 'k, 'o>(
+        &mut self,
+        lookups: &'l [Lookup<'k>],
+        mut builder: ReplyBuilder<'o>,
+    ) -> (&'l [Lookup<'k>], ReplyBuilder<'o>) {
+        let mut shortest = usize::MAX;
+        let mut hits = 0;
+        let mut done = 0;
+        for lookup in lookups {
+            if done > 0 && builder.room() < shortest {
+                // The next value is hardly shorter than all before it: it need not be looked at twice.
+                break;
+            }
+            // A write earlier in the batch may have moved the item: then this looks again.
+            let value = self.store.get_probed(lookup.key, lookup.hash, lookup.probe);
+            if !builder.push(value.map_or(OpResult::NotFound, OpResult::Value)) {
+                break;
+            }
+            shortest = shortest.min(value.map_or(0, <[u8]>::len));
+            hits += u64::from(value.is_some());
+            done += 1;
+        }
+        self.counters.hits += hits;
+        (&lookups[done..], builder)
+    }
+
+    /// The same for the last datagram that a reply may have: values that do not fit any more are refused.
+    #[cold]
+    fn fill_last<'l, 'k, 'o>(
+        &mut self,
+        lookups: &'l [Lookup<'k>],
+        mut builder: ReplyBuilder<'o>,
+    ) -> (&'l [Lookup<'k>], ReplyBuilder<'o>) {
+        for (lookup, left) in lookups.iter().zip((0..lookups.len()).rev()) {
+            let value = self.store.get_probed(lookup.key, lookup.hash, lookup.probe);
+            let result = value.map_or(OpResult::NotFound, OpResult::Value);
+            if builder.fits(&result, left) {
+                self.counters.hits += u64::from(value.is_some());
+                assert!(builder.push(result), "it fits");
+            } else {
+                assert!(builder.push(OpResult::NotExecuted(Reason::ReplyFull)), "room was kept for it");
+            }
+        }
+        (&[], builder)
+    }
+
+    /// Executes puts and deletes, answers them in one datagram, and keeps that answer in the slot.
+    fn write(
+        &mut self,
+        request: &Request<'_>,
+        lookups: &[Lookup<'_>],
+        reply: &Reply<'_>,
+        outbox: &mut Outbox,
+    ) {
+        self.counters.requests += 1;
+        let slot = outbox.begin(reply.peer, DATAGRAM_LEN_MAX).expect("the batch was sized by the room");
+        let mut builder = ReplyBuilder::new(slot.bytes);
+        let operations = Operations::new(request.body, request.header.count, false);
+        for (operation, Lookup { hash, .. }) in operations.zip(lookups) {
+            let operation = operation.expect("the request was parsed when it joined the batch");
+            let result = match operation.kind {
+                OperationKind::Put => {
+                    self.counters.puts += 1;
+                    match self.store.put(operation.key, *hash, operation.value) {
+                        Ok(()) => OpResult::Done,
+                        Err(NoSpace) => {
+                            self.counters.no_space += 1;
+                            OpResult::NotExecuted(Reason::NoSpace)
+                        }
+                    }
+                }
+                OperationKind::Delete => {
+                    self.counters.deletes += 1;
+                    if self.store.delete(operation.key, *hash) { OpResult::Done } else { OpResult::NotFound }
+                }
+                OperationKind::Get => unreachable!("a request of writes holds no get: Operations::new"),
+            };
+            assert!(builder.push(result), "255 results of 2 bytes fit a datagram");
+        }
+        self.sessions.slot(request.header).store(builder.results(), builder.count());
+        let len = builder.finish(reply.header, slot.segment_len);
+        outbox.commit(len);
+    }
+
+    /// Answers a write that was executed before.
+    fn replay(&mut self, header: &RequestHeader, reply: &Reply<'_>, outbox: &mut Outbox) {
+        self.counters.replays += 1;
+        let slot = outbox.begin(reply.peer, DATAGRAM_LEN_MAX).expect("the batch was sized by the room");
+        let mut builder = ReplyBuilder::new(slot.bytes);
+        let (results, count) = self.sessions.slot(header).stored();
+        assert!(builder.push_written(results, count), "it fitted when it was stored");
+        let len = builder.finish(reply.header, slot.segment_len);
+        outbox.commit(len);
+    }
+
+    /// Refuses all operations of a request for good; a write's slot keeps the refusal, so that no late duplicate is
+    /// executed after the client was told.
+    fn refuse(&mut self, header: &RequestHeader, reason: Reason, reply: &Reply<'_>, outbox: &mut Outbox) {
+        self.counters.wrong_core += u64::from(header.count);
+        let slot = outbox.begin(reply.peer, DATAGRAM_LEN_MAX).expect("the batch was sized by the room");
+        let mut builder = ReplyBuilder::new(slot.bytes);
+        for _ in 0..header.count {
+            assert!(builder.push(OpResult::NotExecuted(reason)), "255 results of 2 bytes fit a datagram");
+        }
+        if !header.common.flags.contains(Flags::READ_ONLY) {
+            self.sessions.slot(header).store(builder.results(), builder.count());
+        }
+        let len = builder.finish(reply.header, slot.segment_len);
+        outbox.commit(len);
+    }
+
+    /// Answers what is not a request: handshakes, pings and questions for statistics.
+    fn control(
+        &mut self,
+        now: Instant,
+        datagram: Datagram<'_>,
+        outbox: &mut Outbox,
+    ) -> Result<(), DropReason> {
+        let Datagram { peer, bytes } = datagram;
+        let (common, body) = wire::open(bytes)?;
+        let Some(slot) = outbox.begin(peer, DATAGRAM_LEN_MAX) else {
+            return Ok(()); // As good as lost on the way: the client asks again.
+        };
+        let len = match common.kind {
+            Kind::PING | Kind::STATS => {
+                if body.len() < size_of::<Ping>() - size_of::<Common>() {
+                    return Err(DropReason::Truncated);
+                }
+                let (ping, _) = Ping::ref_from_prefix(bytes).map_err(|_| DropReason::Truncated)?;
+                match self.sessions.attend(now, common, &peer.addr, peer.is_stream()) {
+                    Ok(flags) if common.kind == Kind::PING => reply_with(
+                        &Ping { common: Common { kind: Kind::PONG, flags, ..*common }, ..*ping },
+                        slot.bytes,
+                    ),
+                    Ok(flags) => {
+                        let common = Common { kind: Kind::STATISTICS, flags, ..*common };
+                        reply_with(
+                            &Statistics {
+                                common,
+                                echo: ping.echo,
+                                values: self.published.values().map(Into::into),
+                            },
+                            slot.bytes,
+                        )
+                    }
+                    Err(DropReason::UnknownSession) => {
+                        self.disown(peer, common, bytes.len(), outbox);
+                        return Err(DropReason::UnknownSession);
+                    }
+                    Err(reason) => return Err(reason),
+                }
+            }
+            _ => match self.sessions.control(now, bytes, &peer.addr, peer.is_stream(), slot.bytes)? {
+                Control::Answer(len) => len,
+                Control::Done => return Ok(()),
+            },
+        };
+        outbox.commit(len);
+        Ok(())
+    }
+
+    /// Tells a client that its session is not known.
+    fn disown(&self, peer: &Peer, common: &Common, question_len: usize, outbox: &mut Outbox) {
+        if let Some(slot) = outbox.begin(peer, DATAGRAM_LEN_MAX)
+            && let Some(len) = self.sessions.no_session(common, question_len, slot.bytes)
+        {
+            outbox.commit(len);
+        }
+    }
+
+    /// Publishes the counters, together with those of the core's ports.
+    pub fn publish(&mut self, ports: &linerate_dataplane::PortCounters, uptime: std::time::Duration) {
+        let memory = self.store.memory();
+        self.published.store(
+            &self.counters,
+            &self.drops,
+            &self.sessions,
+            &memory,
+            self.store.len(),
+            ports,
+            uptime,
+        );
+    }
+}
+
+/// Where a reply goes and how its header begins.
+struct Reply<'a> {
+    header: ReplyHeader,
+    peer: &'a Peer,
+}
+
+/// Writes a control message, with the trailer if its flags say so, and returns the datagram's length.
+fn reply_with<M: IntoBytes + zerocopy::Immutable>(message: &M, out: &mut [u8]) -> usize {
+    let checksum = out_flags(message).contains(Flags::CHECKSUM);
+    if checksum {
+        return wire::seal(message, out);
+    }
+    out[..size_of::<M>()].copy_from_slice(message.as_bytes());
+    size_of::<M>()
+}
+
+/// The flags in a message's common part.
+fn out_flags<M: IntoBytes + zerocopy::Immutable>(message: &M) -> Flags {
+    Flags(message.as_bytes()[std::mem::offset_of!(Common, flags)])
+}
+
+/// Whether a datagram ends a session, whose slots the requests before it must find when they are executed.
+fn ends_session(datagram: Datagram<'_>) -> bool {
+    datagram.bytes.first() == Some(&Kind::CLOSE.0)
+}
+
+/// Time since arrival in the unit of the reply header: 4 µs.
+fn queue_delay(arrived: Instant, now: Instant) -> u8 {
+    (now.since(arrived).as_micros() / 4).min(u8::MAX.into()) as u8
+}
