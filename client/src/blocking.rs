@@ -1,0 +1,161 @@
+//! The blocking client: a call, an answer.
+
+use std::{net::SocketAddr, time::Duration};
+
+use linerate_dataplane::{Port, TcpPort, UdpPort};
+use linerate_proto::{
+    flow::{Outcome, PushError, check_lengths},
+    wire::{Operation, STAT_COUNT},
+};
+
+use crate::{
+    error::{ConnectError, Error},
+    session::{Session, SessionConfig},
+};
+
+/// A client whose calls return when their answer is here.
+///
+/// For a few operations at a time; `multi_get` and `multi_put` travel in as few datagrams as possible. Programs that
+/// want the full rate use a [`Session`]. After a server has restarted, the next call opens a new session.
+///
+/// ```
+/// use linerate_client::{Client, SessionConfig};
+/// # let server = linerate_server::Server::start(&linerate_server::ServerConfig {
+/// #     port: 0, memory_len: 64 << 20, ..Default::default() })?;
+/// # let addr = server.addr();
+/// let mut client = Client::connect_udp(&[addr], SessionConfig::default())?;
+/// client.put(b"colour", b"green")?;
+/// assert_eq!(client.get(b"colour")?.as_deref(), Some(&b"green"[..]));
+/// assert!(client.delete(b"colour")?);
+/// assert_eq!(client.get(b"colour")?, None);
+///
+/// client.multi_put(&[(b"a", b"1"), (b"b", b"2")])?;
+/// let values = client.multi_get(&[b"b", b"c"])?;
+/// assert_eq!(values, [Some(b"2".to_vec()), None]);
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
+#[derive(Debug)]
+pub struct Client<P: Port> {
+    session: Session<P>,
+}
+
+impl Client<UdpPort> {
+    /// Connects over UDP. `servers`: the address of core 0 of each.
+    ///
+    /// # Errors
+    /// A sentence that names the server and what is wrong.
+    pub fn connect_udp(servers: &[SocketAddr], config: SessionConfig) -> Result<Self, ConnectError> {
+        Ok(Self { session: Session::connect_udp(servers, config)? })
+    }
+}
+
+impl Client<TcpPort> {
+    /// Connects over TCP. `servers`: the address of core 0 of each.
+    ///
+    /// # Errors
+    /// A sentence that names the server and what is wrong.
+    pub fn connect_tcp(servers: &[SocketAddr], config: SessionConfig) -> Result<Self, ConnectError> {
+        Ok(Self { session: Session::connect_tcp(servers, config)? })
+    }
+}
+
+/// What one operation ended with, kept beyond the sink.
+type Ended = Result<Option<Vec<u8>>, Error>;
+
+impl<P: Port> Client<P> {
+    /// The value of `key`, if it has one.
+    ///
+    /// # Errors
+    /// [`Error::Invalid`] for a key of 0 or more than 255 bytes, [`Error::NotExecuted`] when no answer came in time.
+    pub fn get(&mut self, key: &[u8]) -> Result<Option<Vec<u8>>, Error> {
+        let mut values = self.multi_get(&[key])?;
+        Ok(values.pop().expect("one key, one result"))
+    }
+
+    /// Stores `value` at `key`.
+    ///
+    /// # Errors
+    /// [`Error::Invalid`] when key or value are outside the limits, [`Error::NotExecuted`] when it certainly had no
+    /// effect, [`Error::OutcomeUnknown`] when it was sent and no answer came in time.
+    pub fn put(&mut self, key: &[u8], value: &[u8]) -> Result<(), Error> {
+        self.multi_put(&[(key, value)])
+    }
+
+    /// Removes `key`; `false` when there was none.
+    ///
+    /// # Errors
+    /// As [`put`](Self::put).
+    pub fn delete(&mut self, key: &[u8]) -> Result<bool, Error> {
+        let ended = self.execute(&[Operation::delete(key)])?.pop().expect("one operation, one end");
+        Ok(ended?.is_some())
+    }
+
+    /// The values of many keys, in their order.
+    ///
+    /// # Errors
+    /// As [`get`](Self::get), the first that occurs; the other keys were read all the same.
+    pub fn multi_get<K: AsRef<[u8]>>(&mut self, keys: &[K]) -> Result<Vec<Option<Vec<u8>>>, Error> {
+        let operations: Vec<_> = keys.iter().map(|key| Operation::get(key.as_ref())).collect();
+        self.execute(&operations)?.into_iter().collect()
+    }
+
+    /// Stores many values; each takes effect for itself, in no particular order.
+    ///
+    /// # Errors
+    /// As [`put`](Self::put), the first that occurs; the other puts were tried all the same. But with a length outside the
+    /// limits nothing is stored at all, and [`Error::Connect`] says that a server was lost midway: puts before it took
+    /// effect or not.
+    pub fn multi_put<K: AsRef<[u8]>, V: AsRef<[u8]>>(&mut self, pairs: &[(K, V)]) -> Result<(), Error> {
+        let operations: Vec<_> =
+            pairs.iter().map(|(key, value)| Operation::put(key.as_ref(), value.as_ref())).collect();
+        self.execute(&operations)?.into_iter().try_for_each(|ended| ended.map(|_| ()))
+    }
+
+    /// The statistics of each core, in the order of [`STAT_NAMES`](linerate_proto::wire::STAT_NAMES), with its address.
+    ///
+    /// # Errors
+    /// When the port is broken for good.
+    #[expect(clippy::type_complexity, reason = "a list of pairs, each half obvious")]
+    pub fn statistics(&mut self) -> Result<Vec<(SocketAddr, Option<Box<[u64; STAT_COUNT]>>)>, Error> {
+        let answers = self.session.statistics(&mut |_, _| {})?;
+        Ok(self.session.cores().map(|(addr, _)| addr).zip(answers).collect())
+    }
+
+    /// One round trip to each core, with its address; `None` for a core that did not answer in time.
+    ///
+    /// # Errors
+    /// When the port is broken for good.
+    pub fn ping(&mut self) -> Result<Vec<(SocketAddr, Option<Duration>)>, Error> {
+        let answers = self.session.ping(&mut |_, _| {})?;
+        Ok(self.session.cores().map(|(addr, _)| addr).zip(answers).collect())
+    }
+
+    /// Executes operations of any kind together; one end for each, in their order. A found value or an effect is
+    /// `Some`, a missing key `None`.
+    fn execute(&mut self, operations: &[Operation<'_>]) -> Result<Vec<Ended>, Error> {
+        operations.iter().try_for_each(check_lengths).map_err(Error::Invalid)?;
+        let mut ended: Vec<Ended> = operations.iter().map(|_| Ok(None)).collect();
+        let mut keep = |tag: u64, outcome: Outcome<'_>| {
+            ended[tag as usize] = match outcome {
+                Outcome::Value(value) => Ok(Some(value.to_vec())),
+                Outcome::Done => Ok(Some(Vec::new())),
+                Outcome::NotFound => Ok(None),
+                Outcome::NotExecuted(reason) => Err(Error::NotExecuted(reason)),
+                Outcome::OutcomeUnknown => Err(Error::OutcomeUnknown),
+            };
+        };
+        for (index, operation) in operations.iter().enumerate() {
+            let now = self.session.now();
+            let mut pushed = self.session.push(now, *operation, index as u64);
+            if pushed == Err(PushError::Full) {
+                // Everything before it ends first; then there is room, unless the session is lost.
+                self.session.run(&mut keep)?;
+                self.session.reopen()?;
+                pushed = self.session.push(self.session.now(), *operation, index as u64);
+            }
+            pushed.map_err(Error::Invalid)?;
+        }
+        self.session.run(keep)?;
+        Ok(ended)
+    }
+}

@@ -1,0 +1,44 @@
+//! What a client's caller is told when something goes wrong.
+
+use std::{io, net::SocketAddr, time::Duration};
+
+use linerate_proto::{flow::PushError, wire::Reason};
+
+/// Why no session came about.
+#[derive(Debug, thiserror::Error)]
+pub enum ConnectError {
+    /// Nothing was heard.
+    #[error(
+        "no answer from {0} within {1:?}: is a linerate server running there, and does the address have its first port?"
+    )]
+    NoAnswer(SocketAddr, Duration),
+    /// The server has no room.
+    #[error("{0} has no room for another session: close some clients, or give the server more --memory")]
+    Full(SocketAddr),
+    /// The servers do not make a cluster.
+    #[error("these servers can not share the keys: {0}")]
+    Placement(String),
+    /// What the system said.
+    #[error(transparent)]
+    Io(#[from] io::Error),
+}
+
+/// Why an operation has no result.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// Key or value outside the limits.
+    #[error("{0}")]
+    Invalid(PushError),
+    /// It had no effect, and never will.
+    #[error("not executed: {0}")]
+    NotExecuted(Reason),
+    /// It was sent and not answered.
+    #[error("outcome unknown: the write was sent, but no answer came; it took effect once or not at all")]
+    OutcomeUnknown,
+    /// No session.
+    #[error(transparent)]
+    Connect(#[from] ConnectError),
+    /// What the system said.
+    #[error(transparent)]
+    Io(#[from] io::Error),
+}

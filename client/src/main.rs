@@ -1,0 +1,201 @@
+//! `linerate`: one operation from the command line.
+
+#![forbid(unsafe_code)]
+
+use std::{
+    io::{self, Read, Write},
+    net::{SocketAddr, ToSocketAddrs},
+    process::ExitCode,
+    time::Duration,
+};
+
+use anyhow::Context;
+use clap::{Parser, Subcommand, ValueEnum};
+use linerate_client::{Client, SessionConfig};
+use linerate_dataplane::Port;
+use linerate_proto::wire::STAT_NAMES;
+
+/// Talks to linerate servers. Exit codes: 0 found or done, 1 not found, 2 error.
+#[derive(Debug, Parser)]
+#[command(version)]
+struct Options {
+    /// First address of each server, as host:port
+    #[arg(long, short, value_delimiter = ',', default_value = "127.0.0.1:4100", global = true)]
+    servers: Vec<String>,
+    /// What to speak
+    #[arg(long, default_value = "udp", global = true)]
+    transport: Transport,
+    /// Milliseconds after which to give up, 1 to 600000
+    #[arg(long, default_value_t = 2_000, value_parser = clap::value_parser!(u64).range(1..=600_000), global = true)]
+    timeout_ms: u64,
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Clone, Copy, Debug, ValueEnum)]
+enum Transport {
+    Udp,
+    Tcp,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Prints the value of a key
+    Get {
+        /// 1 to 255 bytes
+        key: String,
+    },
+    /// Stores a value at a key
+    Put {
+        /// 1 to 255 bytes
+        key: String,
+        /// Value; - reads it from standard input
+        value: String,
+    },
+    /// Removes a key
+    Del {
+        /// 1 to 255 bytes
+        key: String,
+    },
+    /// Measures round trips to each core
+    Ping {
+        /// Round trips, 1 to 1000000
+        #[arg(long, short, default_value_t = 3, value_parser = clap::value_parser!(u32).range(1..=1_000_000))]
+        count: u32,
+    },
+    /// Prints what each core has counted
+    Stats {
+        /// Print zeros too
+        #[arg(long)]
+        all: bool,
+    },
+}
+
+fn main() -> ExitCode {
+    let options = Options::parse();
+    let outcome = servers(&options.servers).and_then(|servers| match options.transport {
+        Transport::Udp => execute(Client::connect_udp(&servers, config(&options))?, &options.command),
+        Transport::Tcp => execute(Client::connect_tcp(&servers, config(&options))?, &options.command),
+    });
+    match outcome {
+        Ok(true) => ExitCode::SUCCESS,
+        Ok(false) => ExitCode::from(1),
+        Err(error) => {
+            eprintln!("linerate: {error:#}");
+            ExitCode::from(2)
+        }
+    }
+}
+
+fn config(options: &Options) -> SessionConfig {
+    SessionConfig {
+        // One operation at a time needs few slots; a server's memory for sessions is better kept for others.
+        window: 4,
+        rto_floor: Duration::from_millis(1),
+        timeout: Duration::from_millis(options.timeout_ms),
+        ..SessionConfig::default()
+    }
+}
+
+fn servers(names: &[String]) -> anyhow::Result<Vec<SocketAddr>> {
+    let resolve = |name: &String| {
+        let addrs: Vec<_> = name
+            .to_socket_addrs()
+            .with_context(|| {
+                format!("`{name}` is no server address: give host:port, such as 127.0.0.1:4100")
+            })?
+            .collect();
+        // A name such as localhost has both; servers listen at IPv4 unless told otherwise.
+        let preferred = addrs.iter().find(|addr| addr.is_ipv4()).or_else(|| addrs.first());
+        preferred.copied().with_context(|| format!("`{name}` has no address"))
+    };
+    names.iter().map(resolve).collect()
+}
+
+/// Returns whether what was asked for was found or done.
+fn execute<P: Port>(mut client: Client<P>, command: &Command) -> anyhow::Result<bool> {
+    match command {
+        Command::Get { key } => {
+            let Some(value) = client.get(key.as_bytes())? else {
+                eprintln!("linerate: not found");
+                return Ok(false);
+            };
+            let mut out = io::stdout().lock();
+            out.write_all(&value).and_then(|()| out.write_all(b"\n")).context("cannot print the value")?;
+            Ok(true)
+        }
+        Command::Put { key, value } => {
+            let mut read = Vec::new();
+            let value = if value == "-" {
+                io::stdin()
+                    .lock()
+                    .read_to_end(&mut read)
+                    .context("cannot read the value from standard input")?;
+                &read
+            } else {
+                value.as_bytes()
+            };
+            client.put(key.as_bytes(), value)?;
+            Ok(true)
+        }
+        Command::Del { key } => {
+            let existed = client.delete(key.as_bytes())?;
+            if !existed {
+                eprintln!("linerate: not found");
+            }
+            Ok(existed)
+        }
+        Command::Ping { count } => ping(&mut client, *count),
+        Command::Stats { all } => stats(&mut client, *all),
+    }
+}
+
+fn ping<P: Port>(client: &mut Client<P>, count: u32) -> anyhow::Result<bool> {
+    let mut times: Vec<(SocketAddr, Vec<Duration>)> = Vec::new();
+    for _ in 0..count {
+        let answers = client.ping()?;
+        times.resize_with(answers.len(), || (answers[0].0, Vec::with_capacity(count as usize)));
+        for ((place, times), (addr, time)) in times.iter_mut().zip(answers) {
+            *place = addr;
+            times.extend(time);
+        }
+    }
+    let mut all_answered = true;
+    for (addr, times) in &mut times {
+        times.sort_unstable();
+        let lost = count as usize - times.len();
+        all_answered &= lost == 0;
+        match (times.first(), times.get(times.len() / 2), times.last()) {
+            (Some(min), Some(median), Some(max)) => {
+                say(&format!(
+                    "{addr}: min {min:.1?}, median {median:.1?}, max {max:.1?}, {lost} of {count} lost"
+                ))?;
+            }
+            _ => say(&format!("{addr}: no answer, {lost} of {count} lost"))?,
+        }
+    }
+    anyhow::ensure!(all_answered, "not every ping was answered");
+    Ok(true)
+}
+
+/// Prints a line; that nobody reads it is an error like any other.
+fn say(line: &str) -> anyhow::Result<()> {
+    writeln!(io::stdout(), "{line}").context("cannot print")
+}
+
+fn stats<P: Port>(client: &mut Client<P>, all: bool) -> anyhow::Result<bool> {
+    let mut all_answered = true;
+    for (addr, values) in client.statistics()? {
+        say(&addr.to_string())?;
+        let Some(values) = values else {
+            say("  no answer")?;
+            all_answered = false;
+            continue;
+        };
+        for (name, value) in STAT_NAMES.iter().zip(*values).filter(|&(_, value)| all || value > 0) {
+            say(&format!("  {name:<20} {value}"))?;
+        }
+    }
+    anyhow::ensure!(all_answered, "not every core answered");
+    Ok(true)
+}

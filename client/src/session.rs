@@ -1,0 +1,568 @@
+//! The asynchronous client of one thread: operations in, outcomes out, all cores of all servers behind one port.
+
+use std::{
+    fmt, io,
+    net::SocketAddr,
+    time::{Duration, Instant as SystemInstant},
+};
+
+use linerate_dataplane::{Outbox, Peer, Port, TcpPort, UdpPort, tcp::TcpConfig, udp::UdpConfig, wait::wait};
+use linerate_proto::{
+    Drops, Instant, Key,
+    flow::{Flow, FlowConfig, FlowCounters, Outcome, PushError, ServerInfo},
+    hash::key_hash,
+    placement::{ClusterMap, Node, Owner},
+    wire::{Operation, STAT_COUNT},
+};
+
+use crate::error::ConnectError;
+
+/// How a session is set up.
+#[derive(Clone, Copy, Debug)]
+pub struct SessionConfig {
+    /// Requests that can be in flight to each core, 1..=256.
+    pub window: u16,
+    /// Operations per request, 1..=255.
+    pub operations_max: u8,
+    /// Whether datagrams carry a checksum even over loopback. Elsewhere they always do.
+    pub checksum: bool,
+    /// Requests that are collected before they are sent as one train, unless [`linger`](Self::linger) passes first.
+    pub burst: usize,
+    /// Longest time that an operation waits for others to travel with, while some are in flight.
+    pub linger: Duration,
+    /// Least time before a request is sent again: 200 µs for a program that polls all the time, 1 ms for one that
+    /// sleeps in between.
+    pub rto_floor: Duration,
+    /// Time after which an operation is given up, and a connection that was not made.
+    pub timeout: Duration,
+    /// Whether to send and receive trains (UDP).
+    pub trains: bool,
+}
+
+impl Default for SessionConfig {
+    /// A window of 48 requests of up to 255 operations, sent 16 at a time or after 20 µs; given up after 5 s.
+    fn default() -> Self {
+        Self {
+            window: 48,
+            operations_max: u8::MAX,
+            checksum: false,
+            burst: 16,
+            linger: Duration::from_micros(20),
+            rto_floor: Duration::from_micros(200),
+            timeout: Duration::from_secs(5),
+            trains: true,
+        }
+    }
+}
+
+/// What a session has counted so far.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct SessionCounters {
+    /// Requests, replies and what was sent again, over all cores.
+    pub flows: FlowCounters,
+    /// Datagrams and bytes.
+    pub port: linerate_dataplane::PortCounters,
+    /// Datagrams from servers that had no effect, by reason.
+    pub drops: Drops,
+}
+
+impl SessionCounters {
+    /// What was counted since an earlier reading. Drops are totals.
+    #[must_use]
+    pub fn since(&self, earlier: &Self) -> Self {
+        Self {
+            flows: self.flows.minus(earlier.flows),
+            port: self.port.minus(earlier.port),
+            drops: self.drops,
+        }
+    }
+}
+
+/// A thread's connection to all cores of one or more servers.
+///
+/// Operations are taken by [`get`](Self::get), [`put`](Self::put) and [`delete`](Self::delete) together with a tag of
+/// the caller's choosing, packed into requests by the core that owns their key, and sent by [`poll`](Self::poll), which
+/// also hands out what has come back. Each operation taken ends in exactly one [`Outcome`]. Operations in flight
+/// together are concurrent: the order of their effects is not that of the calls.
+///
+/// ```
+/// use linerate_client::{Outcome, Session, SessionConfig};
+/// # let server = linerate_server::Server::start(&linerate_server::ServerConfig {
+/// #     port: 0, memory_len: 64 << 20, ..Default::default() })?;
+/// # let addr = server.addr();
+/// let mut session = Session::connect_udp(&[addr], SessionConfig::default())?;
+/// session.put(b"colour", b"green", 1)?;
+/// session.run(|_, outcome| assert_eq!(outcome, Outcome::Done))?;
+/// session.get(b"colour", 2)?;
+/// session.get(b"shape", 3)?;
+/// session.run(|tag, outcome| match tag {
+///     2 => assert_eq!(outcome, Outcome::Value(b"green")),
+///     _ => assert_eq!(outcome, Outcome::NotFound),
+/// })?;
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
+pub struct Session<P: Port> {
+    port: P,
+    flows: Vec<CoreFlow>,
+    /// Index in `flows` of core 0 of each node.
+    nodes: Vec<usize>,
+    map: Box<ClusterMap>,
+    config: SessionConfig,
+    started: SystemInstant,
+    drops: Drops,
+}
+
+/// The flow to one core and where it is.
+struct CoreFlow {
+    flow: Flow,
+    peer: Peer,
+}
+
+impl<P: Port> fmt::Debug for Session<P> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let addrs: Vec<_> = self.flows.iter().map(|core| core.peer.addr).collect();
+        f.debug_struct("Session").field("cores", &addrs).finish_non_exhaustive()
+    }
+}
+
+impl Session<UdpPort> {
+    /// Connects over UDP. `servers`: the address of core 0 of each.
+    ///
+    /// # Errors
+    /// A sentence that names the server and what is wrong.
+    pub fn connect_udp(servers: &[SocketAddr], config: SessionConfig) -> Result<Self, ConnectError> {
+        let udp = UdpConfig { trains: config.trains, ..UdpConfig::default() };
+        Self::connect(servers, config, |addrs| UdpPort::connect(addrs, udp))
+    }
+}
+
+impl Session<TcpPort> {
+    /// Connects over TCP. `servers`: the address of core 0 of each.
+    ///
+    /// # Errors
+    /// A sentence that names the server and what is wrong.
+    pub fn connect_tcp(servers: &[SocketAddr], config: SessionConfig) -> Result<Self, ConnectError> {
+        Self::connect(servers, config, |addrs| TcpPort::connect(addrs, TcpConfig::default()))
+    }
+}
+
+impl<P: Port> Session<P> {
+    /// Connects through ports that `open` makes for a list of server addresses.
+    ///
+    /// Each server is first asked, at its core 0, how many cores it has; then all cores are connected.
+    ///
+    /// # Errors
+    /// A sentence that names the server and what is wrong.
+    pub fn connect(
+        servers: &[SocketAddr],
+        config: SessionConfig,
+        open: impl Fn(&[SocketAddr]) -> io::Result<P>,
+    ) -> Result<Self, ConnectError> {
+        if let Some(twice) = servers.iter().enumerate().find(|&(index, addr)| servers[..index].contains(addr))
+        {
+            return Err(ConnectError::Placement(format!("{} is given twice", twice.1)));
+        }
+        let mut first = Self::open(open(servers)?, servers, config, rand::random());
+        first.reopen()?;
+        let infos: Vec<ServerInfo> =
+            first.flows.iter().filter_map(|core| core.flow.info().copied()).collect();
+        if infos.iter().all(|info| info.cores == 1) {
+            first.place(servers, &infos)?;
+            return Ok(first);
+        }
+        // One more session at core 0 than needed would hold its slots until the lease ends.
+        first.close();
+        let mut addrs = Vec::new();
+        let mut nodes = Vec::new();
+        for (server, info) in servers.iter().zip(&infos) {
+            nodes.push(addrs.len());
+            addrs.extend((0..info.cores).map(|core| {
+                let port = info.base_port.wrapping_add(core.into());
+                SocketAddr::new(server.ip(), port)
+            }));
+        }
+        let mut all = Self::open(open(&addrs)?, &addrs, config, rand::random());
+        all.nodes = nodes;
+        all.reopen()?;
+        all.place(servers, &infos)?;
+        Ok(all)
+    }
+
+    /// A session with the cores of one node that are known already, over a port that is open already. Nothing is sent
+    /// yet: [`poll`](Self::poll) makes the connections, and [`is_open`](Self::is_open) tells when they are made.
+    ///
+    /// Together with `poll`, [`push`](Self::push) and a sink this runs without a clock or an operating system: `seed`
+    /// decides everything random.
+    ///
+    /// # Panics
+    /// Without cores, or with more than 255.
+    #[must_use]
+    pub fn attach(port: P, cores: &[SocketAddr], config: SessionConfig, seed: u64) -> Self {
+        let map = u8::try_from(cores.len()).ok().and_then(|count| ClusterMap::single(count).ok());
+        let mut session = Self::open(port, cores, config, seed);
+        session.nodes = vec![0];
+        session.map = Box::new(map.expect("1 to 255 cores"));
+        session
+    }
+
+    fn open(port: P, addrs: &[SocketAddr], config: SessionConfig, seed: u64) -> Self {
+        let flows = addrs
+            .iter()
+            .zip(0u64..)
+            .map(|(&addr, index)| {
+                // The handshakes of two flows must differ, and those of two sessions too.
+                let nonce = u128::from(seed) << 64 | u128::from(index) << 32;
+                let flow = Flow::new(FlowConfig {
+                    window: config.window,
+                    operations_max: config.operations_max,
+                    checksum: config.checksum,
+                    rto_floor: config.rto_floor,
+                    timeout: config.timeout,
+                    epoch: 0,
+                    seed: nonce.to_be_bytes(),
+                });
+                CoreFlow { flow, peer: Peer::datagram(addr) }
+            })
+            .collect();
+        Self {
+            port,
+            flows,
+            nodes: (0..addrs.len()).collect(),
+            map: Box::new(ClusterMap::single(1).expect("one core is in range")),
+            config,
+            started: SystemInstant::now(),
+            drops: Drops::default(),
+        }
+    }
+
+    /// Works out which core owns which key, once it is known how many cores each server has.
+    fn place(&mut self, servers: &[SocketAddr], infos: &[ServerInfo]) -> Result<(), ConnectError> {
+        let nodes: Vec<Node> = servers
+            .iter()
+            .zip(infos)
+            .map(|(server, info)| Node {
+                id: key_hash(Key::new(server.to_string().as_bytes())),
+                cores: info.cores,
+            })
+            .collect();
+        let map = match infos {
+            [info] => ClusterMap::single(info.cores),
+            _ => ClusterMap::rendezvous(&nodes, 0),
+        };
+        *self.map = map.map_err(|error| ConnectError::Placement(error.to_string()))?;
+        if infos.len() > 1 {
+            // The map orders nodes by their id, the session by how they were given.
+            let given = std::mem::take(&mut self.nodes);
+            let position =
+                |id: u64| nodes.iter().position(|node| node.id == id).expect("the map holds these nodes");
+            self.nodes = self.map.nodes().iter().map(|node| given[position(node.id)]).collect();
+        }
+        Ok(())
+    }
+
+    /// Waits until there is a session with every core: at the start, and again after a server was lost.
+    ///
+    /// # Errors
+    /// The first server that did not answer within the timeout.
+    pub(crate) fn reopen(&mut self) -> Result<(), ConnectError> {
+        let begun = self.now();
+        while let Some(closed) = self.flows.iter().position(|core| !core.flow.is_open()) {
+            if self.now().since(begun) > self.config.timeout {
+                let addr = self.flows[closed].peer.addr;
+                return Err(if self.flows[closed].flow.is_refused() {
+                    ConnectError::Full(addr)
+                } else {
+                    ConnectError::NoAnswer(addr, self.config.timeout)
+                });
+            }
+            if self.turn(self.now(), &mut |_, _| {})? == 0 {
+                self.wait(Duration::from_millis(1))?;
+            }
+        }
+        Ok(())
+    }
+
+    /// The time that this session's calls count from.
+    #[inline]
+    #[must_use]
+    pub fn now(&self) -> Instant {
+        Instant::from_nanos(self.started.elapsed().as_nanos() as u64)
+    }
+
+    /// A function that tells the same time as [`now`](Self::now), for sinks, which can not ask the session itself.
+    pub fn clock(&self) -> impl Fn() -> Instant + Copy + use<P> {
+        let started = self.started;
+        move || Instant::from_nanos(started.elapsed().as_nanos() as u64)
+    }
+
+    /// Reads `key`.
+    ///
+    /// # Errors
+    /// [`PushError::Full`]: poll first. Otherwise what is wrong with the key.
+    #[inline]
+    pub fn get(&mut self, key: &[u8], tag: u64) -> Result<(), PushError> {
+        self.push(self.now(), Operation::get(key), tag)
+    }
+
+    /// Stores `value` at `key`.
+    ///
+    /// # Errors
+    /// [`PushError::Full`]: poll first. Otherwise what is wrong with key or value.
+    #[inline]
+    pub fn put(&mut self, key: &[u8], value: &[u8], tag: u64) -> Result<(), PushError> {
+        self.push(self.now(), Operation::put(key, value), tag)
+    }
+
+    /// Removes `key`.
+    ///
+    /// # Errors
+    /// [`PushError::Full`]: poll first. Otherwise what is wrong with the key.
+    #[inline]
+    pub fn delete(&mut self, key: &[u8], tag: u64) -> Result<(), PushError> {
+        self.push(self.now(), Operation::delete(key), tag)
+    }
+
+    /// Takes an operation at a time that the caller has read already: reading the clock costs as much as the rest.
+    ///
+    /// # Errors
+    /// As [`get`](Self::get) and [`put`](Self::put).
+    #[inline(always)]
+    pub fn push(&mut self, now: Instant, operation: Operation<'_>, tag: u64) -> Result<(), PushError> {
+        let index = if self.flows.len() == 1 {
+            0
+        } else {
+            let Owner { node, core } = self.map.owner_of_key(operation.key);
+            self.nodes[usize::from(node)] + usize::from(core)
+        };
+        self.flows[index].flow.push(now, operation, tag)
+    }
+
+    /// Sends what is due, takes what has arrived, and hands outcomes to `sink`; returns how many datagrams arrived.
+    /// Never blocks.
+    ///
+    /// Operations are held back for a moment to travel together: until `burst` requests are complete, until the oldest
+    /// has waited for `linger`, or not at all while nothing is in flight.
+    ///
+    /// # Errors
+    /// When the port is broken for good.
+    #[inline]
+    pub fn poll(&mut self, now: Instant, sink: &mut impl FnMut(u64, Outcome<'_>)) -> io::Result<usize> {
+        self.poll_timers(now, sink);
+        for core in &mut self.flows {
+            let flow = &mut core.flow;
+            let idle = flow.in_flight() == 0;
+            let lingered =
+                || flow.waiting_since().is_some_and(|since| now.since(since) >= self.config.linger);
+            if idle || lingered() {
+                flow.flush();
+            } else if flow.ready() < self.config.burst && !flow.has_urgent() {
+                continue;
+            }
+            transmit(now, core, self.port.split().1);
+        }
+        self.exchange(now, sink)
+    }
+
+    /// Sends all that was taken so far without waiting for company, then polls.
+    ///
+    /// # Errors
+    /// When the port is broken for good.
+    pub fn flush(&mut self, now: Instant, sink: &mut impl FnMut(u64, Outcome<'_>)) -> io::Result<usize> {
+        self.flows.iter_mut().for_each(|core| core.flow.flush());
+        self.turn(now, sink)
+    }
+
+    /// Polls until every operation taken so far has ended, sleeping while there is nothing to do.
+    ///
+    /// # Errors
+    /// When the port is broken for good.
+    pub fn run(&mut self, mut sink: impl FnMut(u64, Outcome<'_>)) -> io::Result<()> {
+        let mut last_busy = self.now();
+        loop {
+            let now = self.now();
+            if self.flush(now, &mut sink)? > 0 {
+                last_busy = now;
+            }
+            if self.is_idle() {
+                return Ok(());
+            }
+            if now.since(last_busy) > SPIN_BEFORE_SLEEP {
+                self.wait(SLEEP_MAX)?;
+            }
+        }
+    }
+
+    /// Sleeps until a datagram arrives, a timer is due, or `longest` has passed.
+    ///
+    /// # Errors
+    /// What poll(2) says.
+    pub fn wait(&self, longest: Duration) -> io::Result<()> {
+        let next =
+            self.flows.iter().map(|core| core.flow.next_timeout()).min().unwrap_or(Instant::FAR_FUTURE);
+        let timeout = next.since(self.now()).min(longest);
+        match self.port.wait_fd() {
+            Some(fd) => wait(&[fd], timeout),
+            None => Ok(()),
+        }
+    }
+
+    /// Whether there is a session with every core.
+    #[must_use]
+    pub fn is_open(&self) -> bool {
+        self.flows.iter().all(|core| core.flow.is_open())
+    }
+
+    /// Whether every operation taken so far has ended.
+    #[inline]
+    #[must_use]
+    pub fn is_idle(&self) -> bool {
+        self.flows.iter().all(|core| core.flow.is_idle())
+    }
+
+    /// The cores connected to: address and what each says of itself.
+    pub fn cores(&self) -> impl Iterator<Item = (SocketAddr, Option<&ServerInfo>)> {
+        self.flows.iter().map(|core| (core.peer.addr, core.flow.info()))
+    }
+
+    /// What was counted so far.
+    #[must_use]
+    pub fn counters(&self) -> SessionCounters {
+        let flows = self.flows.iter().map(|core| core.flow.counters());
+        SessionCounters {
+            flows: flows.fold(FlowCounters::default(), FlowCounters::plus),
+            port: self.port.counters(),
+            drops: self.drops,
+        }
+    }
+
+    /// Measures one round trip to each core, in the order of [`cores`](Self::cores); `None` for a core that did not
+    /// answer in time. What ends meanwhile goes to `sink`.
+    ///
+    /// # Errors
+    /// When the port is broken for good.
+    pub fn ping(&mut self, sink: &mut impl FnMut(u64, Outcome<'_>)) -> io::Result<Vec<Option<Duration>>> {
+        self.ask(sink, Flow::ping, Flow::take_pong)
+    }
+
+    /// Asks each core for its statistics, in the order of [`cores`](Self::cores); `None` for a core that did not answer
+    /// in time.
+    ///
+    /// # Errors
+    /// When the port is broken for good.
+    pub fn statistics(
+        &mut self,
+        sink: &mut impl FnMut(u64, Outcome<'_>),
+    ) -> io::Result<Vec<Option<Box<[u64; STAT_COUNT]>>>> {
+        self.ask(sink, Flow::ask_statistics, Flow::take_statistics)
+    }
+
+    /// Asks each core something, again as often as needed, until all have answered or the time is up.
+    fn ask<T>(
+        &mut self,
+        sink: &mut impl FnMut(u64, Outcome<'_>),
+        ask: impl Fn(&mut Flow),
+        take: impl Fn(&mut Flow) -> Option<T>,
+    ) -> io::Result<Vec<Option<T>>> {
+        let begun = self.now();
+        let mut answers: Vec<Option<T>> = self.flows.iter().map(|_| None).collect();
+        let mut asked_at = None;
+        while answers.iter().any(Option::is_none) && self.now().since(begun) < self.config.timeout {
+            let now = self.now();
+            let again = asked_at.is_none_or(|asked_at| now.since(asked_at) > ASK_AGAIN_AFTER);
+            if again {
+                asked_at = Some(now);
+                let unanswered = self.flows.iter_mut().zip(&answers).filter(|(_, answer)| answer.is_none());
+                unanswered.for_each(|(core, _)| ask(&mut core.flow));
+            }
+            if self.turn(now, sink)? == 0 {
+                self.wait(ASK_AGAIN_AFTER)?;
+            }
+            for (core, answer) in self.flows.iter_mut().zip(&mut answers) {
+                *answer = answer.take().or_else(|| take(&mut core.flow));
+            }
+        }
+        Ok(answers)
+    }
+
+    /// Sends everything that is complete or due, then exchanges datagrams.
+    fn turn(&mut self, now: Instant, sink: &mut impl FnMut(u64, Outcome<'_>)) -> io::Result<usize> {
+        self.poll_timers(now, sink);
+        for core in &mut self.flows {
+            transmit(now, core, self.port.split().1);
+        }
+        self.exchange(now, sink)
+    }
+
+    /// Hands the outbox to the kernel and takes what has arrived.
+    #[inline]
+    fn exchange(&mut self, now: Instant, sink: &mut impl FnMut(u64, Outcome<'_>)) -> io::Result<usize> {
+        if !self.port.split().1.is_empty() {
+            self.port.tx_flush()?;
+        }
+        let count = self.port.rx_burst()?;
+        if count > 0 {
+            let (received, _) = self.port.split();
+            for datagram in received.iter() {
+                let core = if self.flows.len() == 1 {
+                    self.flows.first_mut()
+                } else {
+                    self.flows.iter_mut().find(|core| core.peer.addr == datagram.peer.addr)
+                };
+                let Some(core) = core else {
+                    self.drops.count(linerate_proto::DropReason::WrongPeer);
+                    continue;
+                };
+                if let Err(reason) = core.flow.receive(now, datagram.bytes, sink) {
+                    self.drops.count(reason);
+                }
+            }
+        }
+        Ok(count)
+    }
+
+    /// Lets time act on what is in flight or waits, before anything is sent: what is past its deadline no longer is.
+    #[inline]
+    fn poll_timers(&mut self, now: Instant, sink: &mut impl FnMut(u64, Outcome<'_>)) {
+        for core in &mut self.flows {
+            core.flow.poll_timers(now, sink);
+        }
+    }
+
+    /// Says goodbye to all cores, so that they need not wait for the lease to end. What was not answered ends unknown
+    /// or not executed, without a word to anybody.
+    fn close(&mut self) {
+        let now = self.now();
+        for core in &mut self.flows {
+            core.flow.abandon(&mut |_, _| {});
+            core.flow.say_goodbye();
+            transmit(now, core, self.port.split().1);
+        }
+        // The lease is there for goodbyes that get lost.
+        let _ = self.port.tx_flush();
+    }
+}
+
+impl<P: Port> Drop for Session<P> {
+    fn drop(&mut self) {
+        self.close();
+    }
+}
+
+/// Time that a waiting call looks for answers before it lets the CPU go.
+const SPIN_BEFORE_SLEEP: Duration = Duration::from_micros(50);
+
+/// Longest sleep of a waiting call.
+const SLEEP_MAX: Duration = Duration::from_millis(100);
+
+/// A question other than a request is asked again after this long.
+const ASK_AGAIN_AFTER: Duration = Duration::from_millis(20);
+
+/// Writes what a flow has to send into the outbox, as far as there is room.
+#[inline]
+fn transmit(now: Instant, core: &mut CoreFlow, outbox: &mut Outbox) {
+    while let Some(len) = core.flow.poll_transmit(now) {
+        let Some(slot) = outbox.begin(&core.peer, len) else { break };
+        core.flow.emit(now, slot.bytes);
+        outbox.commit(len);
+    }
+}

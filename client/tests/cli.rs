@@ -1,0 +1,161 @@
+//! The `linerate` program: outputs, exit codes and refusals.
+
+use std::{
+    io::Write,
+    net::{SocketAddr, UdpSocket},
+    process::{Command, Output, Stdio},
+};
+
+use linerate_dataplane::pin::allowed_cores;
+use linerate_server::{Server, ServerConfig};
+
+fn server(cores: usize) -> Server {
+    let cpus = allowed_cores().unwrap().into_iter().cycle().take(cores).collect();
+    Server::start(&ServerConfig { port: 0, cpus, memory_len: cores * (32 << 20), ..ServerConfig::default() })
+        .unwrap()
+}
+
+/// The program with the address of a server and a patience for busy machines.
+fn linerate(addr: SocketAddr, arguments: &[&str]) -> Command {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_linerate"));
+    command
+        .args(["--servers", &addr.to_string(), "--timeout-ms", "10000"])
+        .args(arguments)
+        .stdin(Stdio::null());
+    command
+}
+
+/// What the program printed, once it has ended with `code`.
+fn ended(command: &mut Command, code: i32) -> (String, String) {
+    let Output { status, stdout, stderr } = command.output().unwrap();
+    let (stdout, stderr) = (String::from_utf8(stdout).unwrap(), String::from_utf8(stderr).unwrap());
+    assert_eq!(status.code(), Some(code), "{command:?}\n{stdout}\n{stderr}");
+    (stdout, stderr)
+}
+
+/// The sentence of a refusal: one line on standard error, nothing else, exit code 2.
+fn refusal(command: &mut Command) -> String {
+    let (stdout, stderr) = ended(command, 2);
+    assert_eq!(stdout, "", "{command:?}");
+    assert_eq!(stderr.trim_end().lines().count(), 1, "{command:?}: {stderr}");
+    stderr
+}
+
+/// Goal: scripts can rely on outputs and exit codes. Method: the life of a key over both transports.
+#[test]
+fn operations_print_their_answers_and_tell_by_their_exit_code() {
+    let server = server(2);
+    for transport in ["udp", "tcp"] {
+        let run = |arguments: &[&str], code| {
+            ended(linerate(server.addr(), arguments).args(["--transport", transport]), code)
+        };
+        let missing = (String::new(), "linerate: not found\n".to_owned());
+        assert_eq!(run(&["get", "key"], 1), missing);
+        assert_eq!(run(&["put", "key", "some value"], 0), (String::new(), String::new()));
+        assert_eq!(run(&["get", "key"], 0), ("some value\n".to_owned(), String::new()));
+        assert_eq!(run(&["put", "key", ""], 0).0, "");
+        assert_eq!(run(&["get", "key"], 0).0, "\n");
+        assert_eq!(run(&["del", "key"], 0), (String::new(), String::new()));
+        assert_eq!(run(&["del", "key"], 1), missing);
+        assert_eq!(run(&["get", "key"], 1), missing);
+    }
+}
+
+/// Goal: values may come from a pipe. Method: the longest value for its key, with line ends in it, through
+/// standard input.
+#[test]
+fn a_value_is_read_from_standard_input() {
+    let server = server(1);
+    let value = "line\n".repeat(284) + "end";
+    let mut put = linerate(server.addr(), &["put", "piped", "-"]);
+    let mut child = put.stdin(Stdio::piped()).spawn().unwrap();
+    child.stdin.take().unwrap().write_all(value.as_bytes()).unwrap();
+    assert_eq!(child.wait().unwrap().code(), Some(0));
+    assert_eq!(ended(&mut linerate(server.addr(), &["get", "piped"]), 0).0, format!("{value}\n"));
+}
+
+/// Goal: somebody can look at a server from outside. Method: pings and statistics of two cores, with what a put and a
+/// get must have counted.
+#[test]
+fn pings_and_statistics_name_each_core() {
+    let server = server(2);
+    ended(&mut linerate(server.addr(), &["put", "key", "value"]), 0);
+    ended(&mut linerate(server.addr(), &["get", "key"]), 0);
+    let (pings, _) = ended(&mut linerate(server.addr(), &["ping", "--count", "5"]), 0);
+    assert_eq!(pings.lines().count(), 2);
+    for (line, addr) in pings.lines().zip(server.addrs()) {
+        assert!(line.starts_with(&format!("{addr}: min ")) && line.ends_with("0 of 5 lost"), "{line}");
+    }
+    // The server publishes its counters some fifty times a second.
+    let told = (0..100).any(|_| {
+        let (stats, _) = ended(&mut linerate(server.addr(), &["stats"]), 0);
+        assert!(server.addrs().iter().all(|addr| stats.contains(&addr.to_string())), "{stats}");
+        assert!(!stats.contains("no_space"), "zeros are left out: {stats}");
+        let count = |name: &str| stats.lines().filter(|line| line.split_whitespace().eq([name, "1"])).count();
+        (count("gets"), count("puts"), count("records")) == (1, 1, 1)
+    });
+    assert!(told, "one get, one put and one record are counted");
+    let (all, _) = ended(&mut linerate(server.addr(), &["stats", "--all"]), 0);
+    assert!(all.contains("no_space"), "{all}");
+}
+
+/// Goal: each wrong input is answered by one sentence with the allowed range. Method: keys and values of all wrong
+/// lengths, in each command that takes them.
+#[test]
+fn keys_and_values_outside_the_limits_are_refused_with_them() {
+    let server = server(1);
+    let long = "k".repeat(256);
+    for key in ["", &long] {
+        for arguments in [&["get", key][..], &["put", key, "value"], &["del", key]] {
+            let sentence = refusal(&mut linerate(server.addr(), arguments));
+            let expected = format!("key of {} bytes: a key has 1..=255 bytes", key.len());
+            assert!(sentence.contains(&expected), "{sentence}");
+        }
+    }
+    for (key_len, longest) in [(1, 1_427), (255, 1_173)] {
+        let (key, value) = (&long[..key_len], "v".repeat(longest + 1));
+        let sentence = refusal(&mut linerate(server.addr(), &["put", key, &value]));
+        assert!(sentence.contains(&format!("value of {} bytes", longest + 1)), "{sentence}");
+        assert!(sentence.contains(&format!("0..={longest} bytes")), "{sentence}");
+        ended(&mut linerate(server.addr(), &["put", key, &value[..longest]]), 0);
+    }
+}
+
+/// Goal: a server that cannot be reached is named. Method: a port whose socket was closed, and names that are none.
+#[test]
+fn unreachable_servers_are_named() {
+    let addr = UdpSocket::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+    for transport in ["udp", "tcp"] {
+        // The later option wins over the patience of `linerate`.
+        let mut command = Command::new(env!("CARGO_BIN_EXE_linerate"));
+        let options = ["--servers", &addr.to_string(), "--timeout-ms", "200", "--transport", transport];
+        let sentence = refusal(command.args(options).args(["get", "key"]).stdin(Stdio::null()));
+        assert!(sentence.contains(&format!("no answer from {addr} within 200ms")), "{sentence}");
+    }
+    for name in ["nonsense", "127.0.0.1", "127.0.0.1:70000", ""] {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_linerate"));
+        let sentence = refusal(command.args(["--servers", name, "get", "key"]).stdin(Stdio::null()));
+        assert!(sentence.contains("give host:port, such as 127.0.0.1:4100"), "{sentence}");
+    }
+}
+
+/// Goal: wrong options name what is allowed. Method: one of each; the answer is that of the option parser, several
+/// lines, so only its content and the exit code are looked at.
+#[test]
+fn wrong_options_are_refused_with_what_is_allowed() {
+    let cases: [(&[&str], &str); 7] = [
+        (&["--timeout-ms", "0", "get", "key"], "1..=600000"),
+        (&["--timeout-ms", "600001", "get", "key"], "1..=600000"),
+        (&["ping", "--count", "0"], "1..=1000000"),
+        (&["--transport", "quic", "get", "key"], "udp, tcp"),
+        (&["get"], "<KEY>"),
+        (&["put", "key"], "<VALUE>"),
+        (&["steal", "key"], "steal"),
+    ];
+    for (arguments, expected) in cases {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_linerate"));
+        let (stdout, stderr) = ended(command.args(arguments).stdin(Stdio::null()), 2);
+        assert_eq!(stdout, "");
+        assert!(stderr.contains(expected), "{arguments:?}: {stderr}");
+    }
+}

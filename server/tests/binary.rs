@@ -1,0 +1,185 @@
+//! The `linerate-server` program: what it refuses at its start, what it prints, and how it ends.
+
+use std::{
+    io::{BufRead, BufReader, Read},
+    net::{SocketAddr, TcpListener, UdpSocket},
+    process::{Child, Command, Stdio},
+    sync::mpsc::{Receiver, channel},
+    time::Duration,
+};
+
+use linerate_client::{Client, SessionConfig};
+use nix::{
+    sys::signal::{Signal, kill},
+    unistd::Pid,
+};
+
+/// How long to wait for a line or an end, on however busy a machine.
+const PATIENCE: Duration = Duration::from_secs(10);
+
+fn command(options: &[&str]) -> Command {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_linerate-server"));
+    command.args(options).stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
+    command
+}
+
+/// Runs the program to an end that must be a refusal, and returns its one sentence.
+fn refusal(options: &[&str]) -> String {
+    let output = command(options).output().unwrap();
+    let stderr = String::from_utf8(output.stderr).unwrap();
+    assert_eq!(output.status.code(), Some(2), "{options:?}: {stderr}");
+    assert!(output.stdout.is_empty(), "{options:?} is refused before anything is announced");
+    stderr
+}
+
+/// A server that runs, its first address, and the lines that it prints.
+struct Running {
+    child: Child,
+    addr: SocketAddr,
+    lines: Receiver<String>,
+}
+
+impl Running {
+    fn start(options: &[&str]) -> Self {
+        let all = [&["--port", "0", "--memory", "32MiB"], options].concat();
+        let mut child = command(&all).spawn().unwrap();
+        let stdout = BufReader::new(child.stdout.take().unwrap());
+        let (send, lines) = channel();
+        std::thread::spawn(move || {
+            for line in stdout.lines().map_while(Result::ok) {
+                let _ = send.send(line);
+            }
+        });
+        let first = lines.recv_timeout(PATIENCE).expect("the server says that it serves");
+        let addr = first.split(' ').find_map(|word| word.trim_end_matches(',').parse().ok());
+        Self { child, addr: addr.unwrap_or_else(|| panic!("no address in `{first}`")), lines }
+    }
+
+    /// Sends the signal and returns the lines printed until the end, which must be a success.
+    fn stop(mut self, signal: Signal) -> Vec<String> {
+        kill(Pid::from_raw(self.child.id() as i32), signal).unwrap();
+        let mut lines = Vec::new();
+        // The channel closes when the program has closed its output.
+        while let Ok(line) = self.lines.recv_timeout(PATIENCE) {
+            lines.push(line);
+        }
+        let status = self.child.wait().unwrap();
+        let mut stderr = String::new();
+        self.child.stderr.take().unwrap().read_to_string(&mut stderr).unwrap();
+        assert_eq!(status.code(), Some(0), "{signal}: {stderr}");
+        assert!(!stderr.contains("panicked"), "{stderr}");
+        lines
+    }
+}
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        // Only a test that fails leaves it running.
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+/// Goal: nobody serves the world by accident. Method: addresses that are not loopback, without the option that says so.
+#[test]
+fn a_public_address_is_refused_without_consent() {
+    for listen in ["0.0.0.0", "::", "10.0.0.1"] {
+        let sentence = refusal(&["--listen", listen, "--port", "0"]);
+        assert!(sentence.contains(&format!("refusing to listen at {listen}")), "{sentence}");
+        assert!(sentence.contains("--insecure-no-auth"), "{sentence}");
+        assert_eq!(sentence.lines().count(), 1, "{sentence}");
+    }
+}
+
+/// Goal: a port that is taken is named. Method: a socket of the test holds it, for UDP and for TCP.
+#[test]
+fn a_port_in_use_is_named() {
+    let udp = UdpSocket::bind("127.0.0.1:0").unwrap();
+    let tcp = TcpListener::bind("127.0.0.1:0").unwrap();
+    for (addr, transport) in [(udp.local_addr().unwrap(), "udp"), (tcp.local_addr().unwrap(), "tcp")] {
+        let port = addr.port().to_string();
+        let sentence = refusal(&["--port", &port, "--transports", transport, "--memory", "32MiB"]);
+        assert!(sentence.contains(&addr.to_string()) && sentence.contains("in use"), "{sentence}");
+        assert_eq!(sentence.lines().count(), 1, "{sentence}");
+    }
+}
+
+/// Goal: a wrong option is answered with what would be right. Method: each wrong in one way.
+#[test]
+fn wrong_options_are_refused_with_the_range() {
+    let cases: [(&[&str], &str); 13] = [
+        (&["--cores", "x"], "0-3 or 0,2,4-5"),
+        (&["--cores", ""], "0-3 or 0,2,4-5"),
+        (&["--cores", "3-1"], "write 1-3"),
+        (&["--cores", "0,0"], "core 0 is listed twice"),
+        (&["--cores", "99999"], "from 0 to at most"),
+        (&["--cores", "1023"], "the allowed cores are"),
+        (&["--memory", "1MiB"], "at least 16777216"),
+        (&["--memory", "much"], "--memory"),
+        (&["--port", "65536"], "65535"),
+        (&["--listen", "nowhere"], "--listen"),
+        (&["--idle", "sleep"], "spin or epoll"),
+        (&["--transports", "quic"], "udp, tcp"),
+        (&["--stats-interval", "often"], "--stats-interval"),
+    ];
+    for (options, expected) in cases {
+        let sentence = refusal(options);
+        assert!(sentence.contains(expected), "{options:?}: {sentence}");
+    }
+}
+
+/// Goal: both signals that ask a program to end are obeyed after what has arrived is answered. Method: a client writes,
+/// the signal comes, and the totals on standard output include the writes.
+#[test]
+fn signals_end_it_with_totals() {
+    for signal in [Signal::SIGTERM, Signal::SIGINT] {
+        let running = Running::start(&["--stats-interval", "0"]);
+        let config = SessionConfig { timeout: PATIENCE, ..SessionConfig::default() };
+        let mut client = Client::connect_udp(&[running.addr], config).unwrap();
+        client.put(b"key", b"value").unwrap();
+        client.put(b"other", b"value").unwrap();
+        assert!(client.get(b"key").unwrap().is_some());
+        drop(client);
+        let lines = running.stop(signal);
+        assert_eq!(lines.len(), 1, "no other statistics were asked for: {lines:?}");
+        let expected = "total: 1 gets, 2 puts, 0 deletes, hit ratio 1.0000, 0 replays, 1 sessions, 2 records";
+        assert!(lines[0].starts_with(expected), "{lines:?}");
+    }
+}
+
+/// Goal: somebody who watches sees what happens. Method: with an interval of a second, lines of statistics come, and
+/// one tells of the record that was put and of the datagram that was dropped.
+#[test]
+fn a_line_of_statistics_comes_each_interval() {
+    let running = Running::start(&["--stats-interval", "1"]);
+    let config = SessionConfig { timeout: PATIENCE, ..SessionConfig::default() };
+    Client::connect_tcp(&[running.addr], config).unwrap().put(b"key", b"value").unwrap();
+    UdpSocket::bind("127.0.0.1:0").unwrap().send_to(&[0x26; 32], running.addr).unwrap();
+    let (mut counted, mut dropped) = (false, false);
+    for _ in 0..10 {
+        let line = running.lines.recv_timeout(PATIENCE).expect("a line each second");
+        for part in ["get/s", "put/s", "ops/s", "hit ratio", "records", "sessions"] {
+            assert!(line.contains(part), "no {part} in `{line}`");
+        }
+        counted |= line.contains("  1 records");
+        dropped |= line.contains("dropped: 1 version");
+        if counted && dropped {
+            break;
+        }
+    }
+    assert!(counted && dropped);
+    let lines = running.stop(Signal::SIGTERM);
+    assert!(lines.last().unwrap().starts_with("total: 0 gets, 1 puts"), "{lines:?}");
+}
+
+/// Goal: it listens at the address that it announces, and only on what was asked for. Method: TCP alone, and a client of
+/// each transport.
+#[test]
+fn it_serves_where_and_how_it_says() {
+    let running = Running::start(&["--transports", "tcp", "--stats-interval", "0"]);
+    let config = SessionConfig { timeout: Duration::from_millis(200), ..SessionConfig::default() };
+    assert!(Client::connect_udp(&[running.addr], config).is_err(), "UDP was not asked for");
+    let config = SessionConfig { timeout: PATIENCE, ..config };
+    assert_eq!(Client::connect_tcp(&[running.addr], config).unwrap().get(b"key").unwrap(), None);
+    running.stop(Signal::SIGTERM);
+}
