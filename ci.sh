@@ -11,9 +11,11 @@ tests() { cargo test --workspace --locked; }
 scripts() { shellcheck ci.sh .ci/run; }
 # Licences, sources and duplicate versions. Advisories need a database from outside and are left to the reader.
 deny() { cargo deny --locked check bans licenses sources; }
+# The README's first command, shortened: it must run anywhere and end by itself.
+demo() { cargo run --release --locked --bin linerate-bench -- demo --duration 1 --records 50000; }
 
 if [ $# -eq 0 ]; then
-  set -- fmt scripts clippy doc tests
+  set -- fmt scripts clippy doc tests demo
   # cargo-deny is a program of its own; .ci/run installs it, a developer may do without.
   if cargo deny --version >/dev/null 2>&1; then set -- "$@" deny; else echo 'not run: deny (cargo-deny is not installed)'; fi
 fi

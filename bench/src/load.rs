@@ -1,0 +1,345 @@
+//! The closed loop of one client thread: keep so many batches in flight, look at every answer, count.
+
+use std::{
+    io,
+    sync::atomic::{AtomicBool, AtomicU64, Ordering},
+    time::Duration,
+};
+
+use linerate_client::{Instant, Operation, Outcome, PushError, Session, SessionCounters};
+use linerate_dataplane::Port;
+
+use crate::{
+    latency::LatencyHistogram,
+    value::{check, fill, touch, writer},
+    workload::{Draw, Stream, ValueLen},
+};
+
+/// What one thread does.
+#[derive(Clone, Copy, Debug)]
+pub struct LoadPlan {
+    /// Number of the thread, part of what its values carry.
+    pub thread: u16,
+    /// Operations per batch.
+    pub batch: usize,
+    /// Batches in flight.
+    pub batches_in_flight: usize,
+    /// Lengths of the values put.
+    pub value_len: ValueLen,
+    /// Whether each value got must be one that was put at its key.
+    pub verify: bool,
+    /// Time before counting starts.
+    pub warmup: Duration,
+    /// Time that is counted.
+    pub duration: Duration,
+}
+
+/// What one thread has counted during [`LoadPlan::duration`].
+#[derive(Clone, Debug, Default)]
+pub struct LoadReport {
+    /// Time that was really counted.
+    pub elapsed: Duration,
+    /// Gets answered.
+    pub gets: u64,
+    /// Of these, with a value.
+    pub hits: u64,
+    /// Puts answered.
+    pub puts: u64,
+    /// Operations that were not executed.
+    pub errors: u64,
+    /// Puts whose outcome is unknown.
+    pub outcome_unknown: u64,
+    /// Values that were never put at the key they were got from.
+    pub wrong_values: u64,
+    /// Time from the start of an operation's batch to its answer.
+    pub latency: LatencyHistogram,
+    /// Time from the start of a batch to its last answer.
+    pub batch_latency: LatencyHistogram,
+    /// What the session counted.
+    pub counters: SessionCounters,
+    /// CPU time of the thread.
+    pub cpu: Duration,
+    /// Depends on every byte received, so that reading them can not be left out.
+    pub touched: u64,
+}
+
+/// A batch in flight.
+#[derive(Clone, Copy, Debug, Default)]
+struct Batch {
+    begun: Instant,
+    left: u32,
+}
+
+/// Everything that the outcomes change.
+struct Tally {
+    report: LoadReport,
+    batches: Vec<Batch>,
+    /// Batches that may be begun.
+    free: Vec<u32>,
+    /// Outcomes of one batch that came one after the other: batch and count. Clock and histogram are used once for all
+    /// of them.
+    run: (u32, u32),
+    value_len: ValueLen,
+    verify: bool,
+}
+
+impl Tally {
+    #[inline]
+    fn take(&mut self, tag: Tag, outcome: Outcome<'_>, clock: impl Fn() -> Instant) {
+        let report = &mut self.report;
+        match outcome {
+            Outcome::Value(value) => {
+                report.gets += 1;
+                report.hits += 1;
+                if self.verify {
+                    report.wrong_values += u64::from(!check(value, tag.record(), self.value_len));
+                } else {
+                    report.touched ^= touch(value);
+                }
+            }
+            Outcome::NotFound => report.gets += 1,
+            Outcome::Done => report.puts += 1,
+            Outcome::NotExecuted(_) => report.errors += 1,
+            Outcome::OutcomeUnknown => report.outcome_unknown += 1,
+        }
+        if tag.batch() == self.run.0 {
+            self.run.1 += 1;
+        } else {
+            self.end_run(clock);
+            self.run = (tag.batch(), 1);
+        }
+    }
+
+    fn end_run(&mut self, clock: impl Fn() -> Instant) {
+        let (index, count) = self.run;
+        self.run.1 = 0;
+        if count == 0 {
+            return;
+        }
+        let batch = &mut self.batches[index as usize];
+        let latency_ns = clock().since(batch.begun).as_nanos() as u64;
+        self.report.latency.record_n(latency_ns, count.into());
+        batch.left -= count;
+        if batch.left == 0 {
+            self.report.batch_latency.record(latency_ns);
+            self.free.push(index);
+        }
+    }
+}
+
+/// What comes back with an outcome: the batch in the high half, the record in the low.
+#[derive(Clone, Copy, Debug)]
+struct Tag(u64);
+
+impl Tag {
+    const fn new(batch: u32, record: u32) -> Self {
+        Self((batch as u64) << 32 | record as u64)
+    }
+
+    const fn batch(self) -> u32 {
+        (self.0 >> 32) as u32
+    }
+
+    const fn record(self) -> u32 {
+        self.0 as u32
+    }
+}
+
+/// Runs the load of one thread over `session`. `live` is added to as operations end, for whoever shows progress; when
+/// `stop` is set the run ends early.
+///
+/// # Errors
+/// When the session's port is broken for good.
+pub fn run_load<P: Port>(
+    session: &mut Session<P>,
+    stream: &mut Stream,
+    plan: &LoadPlan,
+    live: &AtomicU64,
+    stop: &AtomicBool,
+) -> io::Result<LoadReport> {
+    let mut tally = Tally {
+        report: LoadReport::default(),
+        batches: vec![Batch::default(); plan.batches_in_flight],
+        free: (0..plan.batches_in_flight as u32).rev().collect(),
+        run: (0, 0),
+        value_len: plan.value_len,
+        verify: plan.verify,
+    };
+    let clock = session.clock();
+    let mut pusher = Pusher::new(plan);
+    let begun = session.now();
+    let counting_from = begun + plan.warmup;
+    let end = counting_from + plan.duration;
+    let mut counting = None;
+    let mut seen = 0;
+    loop {
+        let now = session.now();
+        if counting.is_none() && now >= counting_from {
+            counting = Some((now, session.counters(), thread_cpu()));
+            tally.report = LoadReport::default();
+            seen = 0;
+        }
+        if now >= end || stop.load(Ordering::Relaxed) {
+            break;
+        }
+        pusher.fill(now, session, stream, &mut tally)?;
+        session.poll(now, &mut |tag, outcome| tally.take(Tag(tag), outcome, clock))?;
+        tally.end_run(clock);
+        let ended = tally.report.gets + tally.report.puts;
+        live.fetch_add(ended - seen, Ordering::Relaxed);
+        seen = ended;
+    }
+    let ended = session.now();
+    let (since, counters, cpu) = counting.unwrap_or_else(|| (ended, session.counters(), thread_cpu()));
+    let counted = LoadReport {
+        elapsed: ended.since(since),
+        counters: session.counters().since(&counters),
+        cpu: thread_cpu().saturating_sub(cpu),
+        ..tally.report.clone()
+    };
+    // What is still in flight is waited for. It came too late to be counted, but how late belongs to the latencies: a
+    // server that stalls at the end must show.
+    session.run(|tag, outcome| tally.take(Tag(tag), outcome, clock))?;
+    tally.end_run(clock);
+    let LoadReport { errors, outcome_unknown, wrong_values, latency, batch_latency, .. } = tally.report;
+    Ok(LoadReport { errors, outcome_unknown, wrong_values, latency, batch_latency, ..counted })
+}
+
+/// Turns draws into operations.
+struct Pusher {
+    batch: usize,
+    value_len: ValueLen,
+    thread: u16,
+    sequence: u64,
+    /// The batch being pushed, and how many of its operations are still to come.
+    current: Option<(u32, usize)>,
+    /// A draw that found no room.
+    waiting: Option<Draw>,
+    value: [u8; ValueLen::MAX],
+}
+
+impl Pusher {
+    fn new(plan: &LoadPlan) -> Self {
+        Self {
+            batch: plan.batch,
+            value_len: plan.value_len,
+            thread: plan.thread,
+            sequence: 0,
+            current: None,
+            waiting: None,
+            value: [0; ValueLen::MAX],
+        }
+    }
+
+    /// Pushes operations until all batches are in flight or the session takes no more.
+    fn fill<P: Port>(
+        &mut self,
+        now: Instant,
+        session: &mut Session<P>,
+        stream: &mut Stream,
+        tally: &mut Tally,
+    ) -> io::Result<()> {
+        loop {
+            let (index, mut left) = match self.current.take() {
+                Some(current) => current,
+                None => {
+                    let Some(index) = tally.free.pop() else { return Ok(()) };
+                    tally.batches[index as usize] = Batch { begun: now, left: self.batch as u32 };
+                    (index, self.batch)
+                }
+            };
+            while left > 0 {
+                let draw = self.waiting.take().unwrap_or_else(|| stream.next().expect("streams never end"));
+                match self.push(now, session, &draw, index) {
+                    Ok(()) => left -= 1,
+                    Err(PushError::Full) => {
+                        self.waiting = Some(draw);
+                        self.current = Some((index, left));
+                        return Ok(());
+                    }
+                    Err(error) => return Err(io::Error::other(error)),
+                }
+            }
+        }
+    }
+
+    #[inline]
+    fn push<P: Port>(
+        &mut self,
+        now: Instant,
+        session: &mut Session<P>,
+        draw: &Draw,
+        batch: u32,
+    ) -> Result<(), PushError> {
+        let record = draw.record();
+        let tag = Tag::new(batch, record).0;
+        let key = draw.key();
+        if !draw.is_put() {
+            return session.push(now, Operation::get(key), tag);
+        }
+        // Lengths need not be random, only mixed: a multiplication spreads the sequence over the range.
+        let random = (self.sequence.wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 32) as u32;
+        let value = &mut self.value[..self.value_len.pick(random)];
+        fill(value, record, writer(self.thread, self.sequence));
+        session.push(now, Operation::put(key, value), tag)?;
+        self.sequence += 1;
+        Ok(())
+    }
+}
+
+/// Stores every record once.
+///
+/// # Errors
+/// When the session's port is broken for good, or a record could not be stored, with the reason.
+pub fn preload<P: Port>(
+    session: &mut Session<P>,
+    records: u32,
+    value_len: ValueLen,
+    stop: &AtomicBool,
+    progress: impl Fn(u64),
+) -> io::Result<()> {
+    let mut pusher = Pusher::new(&LoadPlan {
+        thread: 0,
+        batch: 1,
+        batches_in_flight: 1,
+        value_len,
+        verify: false,
+        warmup: Duration::ZERO,
+        duration: Duration::ZERO,
+    });
+    let failed = std::cell::RefCell::new(None);
+    let mut sink = |_, outcome: Outcome<'_>| {
+        if outcome != Outcome::Done {
+            failed.borrow_mut().get_or_insert_with(|| format!("{outcome:?}"));
+        }
+    };
+    for record in 0..records {
+        let draw = Draw::put(record);
+        while pusher.push(session.now(), session, &draw, 0) == Err(PushError::Full) {
+            session.poll(session.now(), &mut sink)?;
+            if stop.load(Ordering::Relaxed) {
+                return Ok(());
+            }
+        }
+        if failed.borrow().is_some() {
+            break;
+        }
+        if record % 4096 == 0 {
+            progress(record.into());
+        }
+    }
+    session.run(&mut sink)?;
+    progress(records.into());
+    match failed.into_inner() {
+        None => Ok(()),
+        Some(outcome) => Err(io::Error::other(format!(
+            "not all of the {records} records could be stored ({outcome}): give the server more --memory, or use fewer \
+             --records"
+        ))),
+    }
+}
+
+/// CPU time of the calling thread.
+fn thread_cpu() -> Duration {
+    crate::cpu::CpuClock::this_thread().elapsed().unwrap_or_default()
+}

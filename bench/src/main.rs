@@ -1,0 +1,88 @@
+//! `linerate-bench`: measures, and says what it measured.
+
+#![forbid(unsafe_code)]
+
+use std::{
+    io::{self, Write},
+    path::Path,
+    process::ExitCode,
+    sync::atomic::AtomicBool,
+};
+
+use anyhow::Context;
+use clap::Parser;
+use linerate_bench::{
+    ceiling::ceiling,
+    options::{Command, DemoOptions, Options, RunOptions, Transport},
+    output::{Report, table},
+    results,
+    run::{run, stop_on_signals},
+};
+
+fn main() -> ExitCode {
+    match execute(Options::parse()) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("linerate-bench: {error:#}");
+            ExitCode::from(2)
+        }
+    }
+}
+
+fn execute(options: Options) -> anyhow::Result<()> {
+    let stop = stop_on_signals()?;
+    if cfg!(debug_assertions) {
+        eprintln!("linerate-bench: warning: built without --release, so the figures mean nothing");
+    }
+    let defaults = || DemoOptions { duration: 5.0, records: RunOptions::defaults().records };
+    match options.command.unwrap_or_else(|| Command::Demo(defaults())) {
+        Command::Demo(demo) => show_demo(&demo, &stop),
+        Command::Run(options) => show(&options, run(&options, &stop)?),
+        Command::Ceiling(options) => show(&options, ceiling(&options, &stop)?),
+    }
+}
+
+/// UDP and TCP one after the other, with the same operations.
+fn show_demo(demo: &DemoOptions, stop: &AtomicBool) -> anyhow::Result<()> {
+    let options = |transport| RunOptions {
+        transport,
+        records: demo.records,
+        duration: demo.duration,
+        verify: true,
+        ..RunOptions::defaults()
+    };
+    eprintln!(
+        "linerate demo: YCSB-B (95 % get, 5 % put), Zipf 0.99, {} records of 128 bytes; one server core, one client core",
+        demo.records
+    );
+    let udp = run(&options(Transport::Udp), stop)?;
+    let tcp = run(&options(Transport::Tcp), stop)?;
+    say(&table(&[("UDP", &udp), ("TCP", &tcp)]))?;
+    check(&udp)?;
+    check(&tcp)
+}
+
+fn show(options: &RunOptions, report: Report) -> anyhow::Result<()> {
+    match &options.json {
+        Some(target) => target.write(&report)?,
+        None => say(&table(&[(options.transport.name(), &report)]))?,
+    }
+    if let Some(name) = &options.keep {
+        let command: Vec<String> = std::env::args().collect();
+        let kept = results::keep(Path::new("bench/results"), name, &report, &command, &report.environment)?;
+        eprintln!("linerate-bench: kept in {}", kept.display());
+    }
+    check(&report)
+}
+
+/// Prints; that nobody reads it is an error like any other.
+fn say(text: &str) -> anyhow::Result<()> {
+    writeln!(io::stdout(), "{text}").context("cannot print the result")
+}
+
+/// A wrong value is a failure of the system under test, whatever its speed.
+fn check(report: &Report) -> anyhow::Result<()> {
+    let wrong = report.wrong_values.unwrap_or(0);
+    anyhow::ensure!(wrong == 0, "{wrong} values were never put at the key they were got from: this is a bug");
+    Ok(())
+}

@@ -1,0 +1,284 @@
+//! What is typed on the command line, and what follows from it on this machine.
+
+use std::{net::SocketAddr, net::ToSocketAddrs, time::Duration};
+
+use anyhow::Context;
+use clap::{Args, Parser, Subcommand, ValueEnum};
+use linerate_client::SessionConfig;
+use linerate_dataplane::pin::allowed_cores;
+use linerate_server::core_loop::Idle;
+
+use crate::{
+    output::{Config, JsonTarget},
+    workload::{KeyDistribution, RECORDS_MAX, StreamLaw, Theta, ValueLen, Workload},
+};
+
+/// Measures linerate with the workloads of YCSB. Without a command: the demo.
+#[derive(Debug, Parser)]
+#[command(version)]
+pub struct Options {
+    /// What to do.
+    #[command(subcommand)]
+    pub command: Option<Command>,
+}
+
+/// What to do.
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    /// UDP against TCP on the standard workload, with a server of its own
+    Demo(DemoOptions),
+    /// One measurement
+    Run(RunOptions),
+    /// What the packets allow: the same datagrams without a store
+    Ceiling(RunOptions),
+}
+
+/// The demo can be made shorter, and nothing else.
+#[derive(Clone, Debug, Args)]
+pub struct DemoOptions {
+    /// Seconds to measure each transport
+    #[arg(long, default_value_t = 5.0, value_parser = seconds)]
+    pub duration: f64,
+    /// Records stored before
+    #[arg(long, default_value_t = 1_000_000, value_parser = clap::value_parser!(u32).range(1..=i64::from(RECORDS_MAX)))]
+    pub records: u32,
+}
+
+/// One measurement.
+#[derive(Clone, Debug, Args)]
+pub struct RunOptions {
+    /// `embedded` starts a server for the run; otherwise the first address of each running server, as host:port,…
+    #[arg(long, default_value = "embedded")]
+    pub target: String,
+    /// What to speak
+    #[arg(long, default_value = "udp")]
+    pub transport: Transport,
+    /// Share of gets: a 50 %, b 95 %, c 100 %; the rest are puts
+    #[arg(long, default_value = "b")]
+    pub workload: Workload,
+    /// Law by which keys are chosen
+    #[arg(long, default_value = "zipf")]
+    pub distribution: Distribution,
+    /// Exponent of the Zipf law, 0 to 10
+    #[arg(long, default_value = "0.99")]
+    pub theta: Theta,
+    /// Records stored before the run
+    #[arg(long, default_value_t = 1_000_000, value_parser = clap::value_parser!(u32).range(1..=i64::from(RECORDS_MAX)))]
+    pub records: u32,
+    /// Bytes per value: a number, or a range such as 64-256
+    #[arg(long, default_value = "128")]
+    pub value_len: ValueLen,
+    /// Cores of an embedded server
+    #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u8).range(1..))]
+    pub server_cores: u8,
+    /// Client threads
+    #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u16).range(1..=1024))]
+    pub threads: u16,
+    /// Seconds to measure
+    #[arg(long, default_value_t = 8.0, value_parser = seconds)]
+    pub duration: f64,
+    /// Seconds of load before that
+    #[arg(long, default_value_t = 1.0, value_parser = seconds_or_none)]
+    pub warmup: f64,
+    /// Order of the operations of one thread: none leaves all that are in flight concurrent
+    #[arg(long, default_value = "none")]
+    pub order: Order,
+    /// Operations of a batch, and at most of a request, 1 to 255
+    #[arg(long, default_value_t = 110, value_parser = clap::value_parser!(u8).range(1..))]
+    pub batch: u8,
+    /// Batches in flight per thread and server core, 1 to 128
+    #[arg(long, default_value_t = 48, value_parser = clap::value_parser!(u16).range(1..=128))]
+    pub window: u16,
+    /// Check that each value got was put at its key
+    #[arg(long)]
+    pub verify: bool,
+    /// Have every datagram carry a checksum even over loopback
+    #[arg(long)]
+    pub checksum: bool,
+    /// What an embedded server does when nothing arrives: spin or epoll
+    #[arg(long, default_value = "epoll")]
+    pub idle: Idle,
+    /// Seed of all random choices
+    #[arg(long, default_value_t = 1)]
+    pub seed: u64,
+    /// Write the result as JSON to this file, - for standard output
+    #[arg(long, value_name = "FILE")]
+    pub json: Option<JsonTarget>,
+    /// Keep the result as a directory of this name under bench/results
+    #[arg(long, value_name = "NAME")]
+    pub keep: Option<String>,
+}
+
+/// A transport to measure.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum Transport {
+    /// Trains of datagrams.
+    Udp,
+    /// The same datagrams over a connection.
+    Tcp,
+}
+
+impl Transport {
+    /// The name on the command line and in results.
+    #[must_use]
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Udp => "udp",
+            Self::Tcp => "tcp",
+        }
+    }
+}
+
+/// A law for keys.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum Distribution {
+    /// Record i with probability proportional to 1 / (i + 1)^θ.
+    Zipf,
+    /// All alike.
+    Uniform,
+}
+
+/// An order of operations.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum Order {
+    /// Operations in flight together are concurrent.
+    None,
+}
+
+impl RunOptions {
+    /// The options that `linerate-bench run` has when none is given.
+    #[must_use]
+    pub fn defaults() -> Self {
+        #[derive(Parser)]
+        struct Defaults {
+            #[command(flatten)]
+            options: RunOptions,
+        }
+        Defaults::parse_from(["defaults"]).options
+    }
+
+    /// The addresses of running servers, or `None` for an embedded one.
+    ///
+    /// # Errors
+    /// What is wrong with an address.
+    pub fn servers(&self) -> anyhow::Result<Option<Vec<SocketAddr>>> {
+        if self.target == "embedded" {
+            return Ok(None);
+        }
+        let resolve = |name: &str| {
+            let mut addrs = name.to_socket_addrs().with_context(|| {
+                format!("`{name}` is no target: give `embedded` or host:port, such as 127.0.0.1:4100")
+            })?;
+            addrs.next().with_context(|| format!("`{name}` has no address"))
+        };
+        self.target.split(',').map(resolve).collect::<anyhow::Result<_>>().map(Some)
+    }
+
+    /// The law of the operations.
+    #[must_use]
+    pub const fn law(&self) -> StreamLaw {
+        let keys = match self.distribution {
+            Distribution::Zipf => KeyDistribution::Zipf(self.theta),
+            Distribution::Uniform => KeyDistribution::Uniform,
+        };
+        StreamLaw { workload: self.workload, keys, records: self.records }
+    }
+
+    /// How a client thread's session is set up.
+    #[must_use]
+    pub fn session(&self) -> SessionConfig {
+        SessionConfig {
+            // A batch has a request for its gets and, now and then, one for its puts.
+            window: (2 * self.window).clamp(2, 256),
+            operations_max: self.batch,
+            checksum: self.checksum,
+            // A train of a third of what is in flight keeps both sides busy; more than 16 requests gain nothing.
+            burst: usize::from(self.window / 3).clamp(1, 16),
+            ..SessionConfig::default()
+        }
+    }
+
+    /// Memory for an embedded server in bytes: twice what the records take with their overhead, since the cores' shares
+    /// are not quite equal, and something for each core to begin with.
+    #[must_use]
+    pub fn memory_len(&self) -> usize {
+        let record_len = self.value_len.max() + 16 + 48;
+        2 * record_len * self.records as usize + usize::from(self.server_cores) * (64 << 20)
+    }
+
+    /// Seconds of warm-up and of measurement.
+    #[must_use]
+    pub fn times(&self) -> (Duration, Duration) {
+        (Duration::from_secs_f64(self.warmup), Duration::from_secs_f64(self.duration))
+    }
+
+    /// What is reported of these options.
+    #[must_use]
+    pub fn config(&self, server_cores: usize) -> Config {
+        let law = self.law();
+        Config {
+            target: self.target.clone(),
+            transport: self.transport.name().to_owned(),
+            workload: self.workload,
+            theta: law.keys.exponent(),
+            distribution: law.keys.name().to_owned(),
+            records: self.records,
+            value_len: self.value_len,
+            server_cores,
+            threads: self.threads.into(),
+            duration_s: self.duration,
+            warmup_s: self.warmup,
+            order: "none".to_owned(),
+            verify: self.verify,
+            batch: self.batch.into(),
+            window: self.window.into(),
+            seed: self.seed,
+            checksum: self.checksum,
+            idle: match self.idle {
+                Idle::Spin => "spin",
+                Idle::Epoll => "epoll",
+            }
+            .to_owned(),
+        }
+    }
+}
+
+/// Which CPUs the threads of a run are pinned to: the server's cores first, the clients on those that follow, from the
+/// beginning again when there are not enough.
+#[derive(Clone, Debug)]
+pub struct Cpus {
+    /// One for each core of an embedded server.
+    pub server: Vec<usize>,
+    /// One for each client thread.
+    pub clients: Vec<usize>,
+}
+
+impl Cpus {
+    /// Distributes the CPUs that this process may use.
+    ///
+    /// # Errors
+    /// When the kernel does not tell which these are.
+    pub fn assign(server_cores: usize, threads: usize) -> anyhow::Result<Self> {
+        let allowed = allowed_cores().context("cannot tell which CPUs this process may use")?;
+        let mut cpus = allowed.iter().copied().cycle();
+        Ok(Self {
+            server: cpus.by_ref().take(server_cores).collect(),
+            clients: cpus.by_ref().take(threads).collect(),
+        })
+    }
+}
+
+fn seconds(text: &str) -> Result<f64, String> {
+    seconds_from(text, 0.05)
+}
+
+fn seconds_or_none(text: &str) -> Result<f64, String> {
+    seconds_from(text, 0.0)
+}
+
+/// Parses a number of seconds from `min` to a day.
+fn seconds_from(text: &str, min: f64) -> Result<f64, String> {
+    const MAX: f64 = 86_400.0;
+    let seconds = text.parse().map_err(|_| format!("`{text}` is no number of seconds"))?;
+    if (min..=MAX).contains(&seconds) { Ok(seconds) } else { Err(format!("give {min} to {MAX} seconds")) }
+}

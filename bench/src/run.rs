@@ -1,0 +1,316 @@
+//! One measurement from beginning to end: server, records, client threads, and what they counted.
+
+use std::{
+    io,
+    net::SocketAddr,
+    sync::{
+        Arc, Barrier,
+        atomic::{AtomicBool, AtomicU64, Ordering},
+    },
+    thread,
+    time::{Duration, Instant, SystemTime},
+};
+
+use anyhow::Context;
+use indicatif::{ProgressBar, ProgressStyle};
+use linerate_client::{ConnectError, Session, SessionConfig};
+use linerate_dataplane::{Port, pin::pin_to_core};
+use linerate_proto::wire::{STAT_COUNT, Statistic};
+use linerate_server::{Server, ServerConfig, stats::sum};
+
+use crate::{
+    core_to_core::core_to_core_ns,
+    cpu::rss_bytes,
+    load::{LoadPlan, LoadReport, preload, run_load},
+    options::{Cpus, RunOptions, Transport},
+    output::{Environment, Kind, Report},
+    workload::{STREAM_LEN, Stream, draw_streams},
+};
+
+/// How often the progress bar is moved.
+const PROGRESS_INTERVAL: Duration = Duration::from_millis(100);
+
+/// Makes the session of a client thread.
+type Connect<P> = fn(&[SocketAddr], SessionConfig) -> Result<Session<P>, ConnectError>;
+
+/// Measures once with a store behind the answers. Stops early, with an error, when `stop` is set.
+///
+/// # Errors
+/// A sentence that names what went wrong.
+pub fn run(options: &RunOptions, stop: &AtomicBool) -> anyhow::Result<Report> {
+    match options.transport {
+        Transport::Udp => run_over(options, stop, Session::connect_udp),
+        Transport::Tcp => run_over(options, stop, Session::connect_tcp),
+    }
+}
+
+fn run_over<P: Port>(options: &RunOptions, stop: &AtomicBool, connect: Connect<P>) -> anyhow::Result<Report> {
+    options.value_len.check_fits(options.records)?;
+    let environment = Environment::look(SystemTime::now());
+    let remote = options.servers()?;
+    let embedded_cores = if remote.is_some() { 0 } else { options.server_cores.into() };
+    let cpus = Cpus::assign(embedded_cores, options.threads.into())?;
+    let core_to_core_before_ns = core_to_core(&cpus)?;
+    let mut streams = draw(options)?;
+    check_stop(stop)?;
+
+    let rss_before = rss_bytes()?;
+    let server = if remote.is_none() { Some(start_server(options, &cpus)?) } else { None };
+    let servers = remote.unwrap_or_else(|| server.iter().map(Server::addr).collect());
+    store_records(options, stop, &servers, cpus.clients[0], connect)?;
+    let rss_grown = rss_bytes()?.saturating_sub(rss_before);
+
+    let mut control = connect(&servers, SessionConfig { window: 1, ..options.session() })?;
+    let server_cores = control.cores().count();
+    let shared = Shared { live: AtomicU64::new(0), stop, begin: Barrier::new(streams.len() + 1) };
+    let (reports, before, after) = thread::scope(|scope| {
+        let threads: Vec<_> = streams
+            .iter_mut()
+            .zip(&cpus.clients)
+            .zip(1..)
+            .map(|((stream, &cpu), number)| {
+                let (shared, servers) = (&shared, &servers);
+                scope.spawn(move || {
+                    client_thread(options, shared, stream, cpu, number, server_cores, || {
+                        connect(servers, options.session())
+                    })
+                })
+            })
+            .collect();
+        shared.begin.wait();
+        let sampled = watch(options, &shared, &mut control);
+        let reports: anyhow::Result<Vec<LoadReport>> = threads
+            .into_iter()
+            .map(|thread| thread.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic)))
+            .collect();
+        let reports = reports?;
+        let (before, after) = sampled?;
+        anyhow::Ok((reports, before, after))
+    })?;
+    check_stop(stop)?;
+    drop(control);
+    let embedded = server.is_some();
+    if let Some(server) = server {
+        server.stop()?;
+    }
+    let core_to_core_after_ns = core_to_core(&cpus)?;
+
+    let grown = |statistic: Statistic| after[statistic as usize].saturating_sub(before[statistic as usize]);
+    // Uptime is the process's, CPU time the sum over its cores.
+    let server_cpu_pct = grown(Statistic::CpuNs) as f64 / grown(Statistic::UptimeNs).max(1) as f64 * 100.0;
+    let server_rss_bytes = if embedded { rss_grown } else { after[Statistic::RssBytes as usize] };
+    let report = Report {
+        core_to_core_ns: worse(core_to_core_before_ns, core_to_core_after_ns),
+        core_to_core_before_ns,
+        core_to_core_after_ns,
+        server_cpu_pct: Some(server_cpu_pct),
+        server_rss_bytes: Some(server_rss_bytes),
+        config: options.config(server_cores),
+        ..summarise(Kind::Run, options, &reports, environment)
+    };
+    let overflowed = report.rx_overflow_drops + grown(Statistic::RxOverflowDrops);
+    Ok(Report { rx_overflow_drops: overflowed, ..report })
+}
+
+/// What client threads and the thread that watches them share.
+struct Shared<'a> {
+    /// Operations ended so far.
+    live: AtomicU64,
+    stop: &'a AtomicBool,
+    begin: Barrier,
+}
+
+fn client_thread<P: Port>(
+    options: &RunOptions,
+    shared: &Shared<'_>,
+    stream: &mut Stream,
+    cpu: usize,
+    number: u16,
+    server_cores: usize,
+    connect: impl FnOnce() -> Result<Session<P>, ConnectError>,
+) -> anyhow::Result<LoadReport> {
+    // All threads begin together, also when one could not connect: the others must not wait for it.
+    let session = pin_to_core(cpu).map_err(anyhow::Error::from).and_then(|()| Ok(connect()?));
+    shared.begin.wait();
+    let (warmup, duration) = options.times();
+    let plan = LoadPlan {
+        thread: number,
+        batch: options.batch.into(),
+        batches_in_flight: usize::from(options.window) * server_cores,
+        value_len: options.value_len,
+        verify: options.verify,
+        warmup,
+        duration,
+    };
+    let result = run_load(&mut session?, stream, &plan, &shared.live, shared.stop);
+    result.context("a client thread lost its port")
+}
+
+/// Shows progress while the threads run, and takes the servers' statistics at the beginning and at the end of what is
+/// counted.
+fn watch<P: Port>(
+    options: &RunOptions,
+    shared: &Shared<'_>,
+    control: &mut Session<P>,
+) -> anyhow::Result<([u64; STAT_COUNT], [u64; STAT_COUNT])> {
+    let (warmup, duration) = options.times();
+    let begun = Instant::now();
+    let bar = progress_bar((warmup + duration).as_millis() as u64, "measuring");
+    let mut before = None;
+    let mut last = (Instant::now(), 0);
+    while begun.elapsed() < warmup + duration && !shared.stop.load(Ordering::Relaxed) {
+        if before.is_none() && begun.elapsed() >= warmup {
+            before = Some(statistics(control)?);
+        }
+        thread::sleep(PROGRESS_INTERVAL.min((warmup + duration).saturating_sub(begun.elapsed())));
+        let (now, live) = (Instant::now(), shared.live.load(Ordering::Relaxed));
+        let rate = (live - last.1) as f64 / (now - last.0).as_secs_f64().max(1e-9);
+        last = (now, live);
+        bar.set_position(begun.elapsed().as_millis() as u64);
+        bar.set_message(format!("{}: {:.1} Mop/s", options.transport.name(), rate / 1e6));
+    }
+    bar.finish_and_clear();
+    let after = statistics(control)?;
+    Ok((before.unwrap_or(after), after))
+}
+
+/// The statistics of all cores together.
+fn statistics<P: Port>(control: &mut Session<P>) -> anyhow::Result<[u64; STAT_COUNT]> {
+    let answers = control.statistics(&mut |_, _| {})?;
+    let answers: Option<Vec<_>> = answers.into_iter().map(|answer| answer.map(|values| *values)).collect();
+    Ok(sum(answers.context("a server core did not answer the question for its statistics")?))
+}
+
+fn start_server(options: &RunOptions, cpus: &Cpus) -> anyhow::Result<Server> {
+    let config = ServerConfig {
+        port: 0,
+        cpus: cpus.server.clone(),
+        memory_len: options.memory_len(),
+        idle: options.idle,
+        udp: options.transport == Transport::Udp,
+        tcp: options.transport == Transport::Tcp,
+        ..ServerConfig::default()
+    };
+    let server = Server::start(&config).context("cannot start the embedded server")?;
+    if let Some(shortfall) = server.buffer_shortfall() {
+        eprintln!("linerate-bench: warning: {shortfall}");
+    }
+    Ok(server)
+}
+
+/// Stores all records from a thread of its own, so that this one stays free to run anywhere.
+fn store_records<P: Port>(
+    options: &RunOptions,
+    stop: &AtomicBool,
+    servers: &[SocketAddr],
+    cpu: usize,
+    connect: Connect<P>,
+) -> anyhow::Result<()> {
+    let bar = progress_bar(options.records.into(), "storing records");
+    let stored = thread::scope(|scope| {
+        let storing = scope.spawn(|| {
+            pin_to_core(cpu)?;
+            let config = SessionConfig { operations_max: u8::MAX, ..options.session() };
+            let mut session = connect(servers, config)?;
+            preload(&mut session, options.records, options.value_len, stop, |done| bar.set_position(done))?;
+            anyhow::Ok(())
+        });
+        storing.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))
+    });
+    bar.finish_and_clear();
+    stored?;
+    check_stop(stop)
+}
+
+/// Draws what the threads will do.
+pub(crate) fn draw(options: &RunOptions) -> anyhow::Result<Vec<Stream>> {
+    let threads = usize::from(options.threads);
+    let bar = progress_bar((threads * STREAM_LEN) as u64, "drawing operations");
+    let streams =
+        draw_streams(&options.law(), threads, STREAM_LEN, options.seed, |drawn| bar.inc(drawn as u64));
+    bar.finish_and_clear();
+    Ok(streams)
+}
+
+pub(crate) fn core_to_core(cpus: &Cpus) -> io::Result<Option<f64>> {
+    match (cpus.server.first(), cpus.clients.first()) {
+        (Some(&server), Some(&client)) => core_to_core_ns(server, client),
+        _ => Ok(None),
+    }
+}
+
+pub(crate) fn worse(before: Option<f64>, after: Option<f64>) -> Option<f64> {
+    before.into_iter().chain(after).reduce(f64::max)
+}
+
+pub(crate) fn check_stop(stop: &AtomicBool) -> anyhow::Result<()> {
+    anyhow::ensure!(!stop.load(Ordering::Relaxed), "interrupted");
+    Ok(())
+}
+
+/// Adds up what the threads have counted; what only the caller knows is left empty.
+pub(crate) fn summarise(
+    kind: Kind,
+    options: &RunOptions,
+    reports: &[LoadReport],
+    environment: Environment,
+) -> Report {
+    let mut total = LoadReport::default();
+    for report in reports {
+        total.latency.merge(&report.latency);
+        total.batch_latency.merge(&report.batch_latency);
+    }
+    let sum = |count: fn(&LoadReport) -> u64| reports.iter().map(count).sum::<u64>();
+    let elapsed =
+        reports.iter().map(|report| report.elapsed).max().unwrap_or_default().as_secs_f64().max(1e-9);
+    let (gets, puts) = (sum(|report| report.gets), sum(|report| report.puts));
+    let cpu: f64 = reports.iter().map(|report| report.cpu.as_secs_f64()).sum();
+    Report {
+        kind,
+        ops_per_sec: (gets + puts) as f64 / elapsed,
+        gets_per_sec: gets as f64 / elapsed,
+        puts_per_sec: puts as f64 / elapsed,
+        hit_ratio: sum(|report| report.hits) as f64 / gets.max(1) as f64,
+        ops: gets + puts,
+        duration_s: elapsed,
+        latency_us: total.latency.summary(),
+        batch_latency_us: total.batch_latency.summary(),
+        datagrams_tx: sum(|report| report.counters.port.tx_datagrams),
+        datagrams_rx: sum(|report| report.counters.port.rx_datagrams),
+        retransmits: sum(|report| report.counters.flows.retransmits),
+        rx_overflow_drops: sum(|report| report.counters.port.rx_overflow_drops),
+        errors: sum(|report| report.errors),
+        outcome_unknown: sum(|report| report.outcome_unknown),
+        wrong_values: options.verify.then(|| sum(|report| report.wrong_values)),
+        server_cpu_pct: None,
+        client_cpu_pct: cpu / elapsed * 100.0,
+        server_rss_bytes: None,
+        core_to_core_ns: None,
+        core_to_core_before_ns: None,
+        core_to_core_after_ns: None,
+        config: options.config(options.server_cores.into()),
+        environment,
+    }
+}
+
+/// A bar on standard error; invisible when that is no terminal.
+pub(crate) fn progress_bar(len: u64, what: &'static str) -> ProgressBar {
+    let style = ProgressStyle::with_template("{prefix:20} {wide_bar} {percent:>3} % {msg}");
+    let bar = ProgressBar::new(len).with_prefix(what);
+    bar.set_style(style.expect("the template is valid"));
+    bar
+}
+
+/// A flag that Ctrl-C sets.
+///
+/// # Errors
+/// When the handler cannot be installed.
+pub fn stop_on_signals() -> anyhow::Result<Arc<AtomicBool>> {
+    let stop = Arc::new(AtomicBool::new(false));
+    for signal in signal_hook::consts::TERM_SIGNALS {
+        // The second one ends the process at once.
+        signal_hook::flag::register_conditional_shutdown(*signal, 130, Arc::clone(&stop))?;
+        signal_hook::flag::register(*signal, Arc::clone(&stop))?;
+    }
+    Ok(stop)
+}

@@ -1,0 +1,122 @@
+//! The `linerate-bench` program as its users start it, only shorter.
+
+use std::{
+    process::{Command, Output, Stdio},
+    time::Duration,
+};
+
+use nix::{
+    sys::signal::{Signal, kill},
+    unistd::Pid,
+};
+use serde_json::Value;
+
+const BENCH: &str = env!("CARGO_BIN_EXE_linerate-bench");
+
+fn bench(arguments: &str) -> Output {
+    Command::new(BENCH).args(arguments.split_whitespace()).output().unwrap()
+}
+
+fn json(arguments: &str) -> Value {
+    let output = bench(arguments);
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    serde_json::from_slice(&output.stdout).unwrap()
+}
+
+/// Goal: the README's first command shows UDP against TCP and ends well. Method: the demo with few records and for a
+/// moment; it fails by itself when a value is wrong.
+#[test]
+fn the_demo_compares_udp_with_tcp() {
+    let output = bench("demo --duration 0.3 --records 2000");
+    let table = String::from_utf8(output.stdout).unwrap();
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    for word in ["UDP", "TCP", "UDP : TCP", "throughput", "p99", "wrong values"] {
+        assert!(table.contains(word), "{word} is missing from\n{table}");
+    }
+}
+
+/// Goal: a run does what it says, on every transport and workload. Method: JSON of short runs: operations happened in
+/// the right proportion, all gets hit, every value was right, nothing failed.
+#[test]
+fn runs_report_the_contract_and_are_correct() {
+    for (transport, workload, puts) in [("udp", "b", 0.05), ("tcp", "a", 0.5), ("udp", "c", 0.0)] {
+        let report = json(&format!(
+            "run --transport {transport} --workload {workload} --records 3000 --duration 0.4 --warmup 0.1 \
+             --value-len 64-256 --threads 2 --server-cores 2 --order none --verify --checksum --json -"
+        ));
+        let number = |name: &str| report[name].as_f64().unwrap_or_else(|| panic!("{name}: {}", report[name]));
+        assert!(number("ops") > 0.0 && number("ops_per_sec") > 0.0);
+        let share = number("puts_per_sec") / number("ops_per_sec");
+        assert!((share - puts).abs() < 0.05, "{transport} {workload}: {share} puts");
+        assert_eq!(number("hit_ratio"), 1.0);
+        for zero in ["wrong_values", "errors", "outcome_unknown"] {
+            assert_eq!(number(zero), 0.0, "{transport} {workload}: {zero}");
+        }
+        assert!(report["latency_us"]["p50"].as_f64().unwrap() > 0.0);
+        assert!(report["batch_latency_us"]["max"].as_f64() >= report["batch_latency_us"]["p50"].as_f64());
+        assert_eq!(report["config"]["transport"], transport);
+        assert_eq!(report["config"]["server_cores"], 2);
+        assert!(number("server_rss_bytes") > 0.0 && number("server_cpu_pct") > 0.0);
+    }
+}
+
+/// Goal: the ceiling runs the same shapes without a store. Method: as above; latencies are not measured there.
+#[test]
+fn ceilings_are_measured_on_both_transports() {
+    for transport in ["udp", "tcp"] {
+        let report = json(&format!(
+            "ceiling --transport {transport} --records 3000 --duration 0.3 --warmup 0.1 --json -"
+        ));
+        assert!(report["ops_per_sec"].as_f64().unwrap() > 0.0);
+        assert_eq!(report["kind"], "ceiling");
+    }
+}
+
+/// Goal: bad input is refused in a sentence that says what would be right, with a non-zero exit. Method: one of each.
+#[test]
+fn bad_input_names_the_allowed_range() {
+    for (arguments, words) in [
+        ("run --value-len 1428", "1427"),
+        ("run --value-len 9-3", "9-3"),
+        ("run --theta 11", "10"),
+        ("run --duration 0", "0.05"),
+        ("run --records 0", "1.."),
+        ("run --batch 0", "1.."),
+        ("run --window 129", "128"),
+        ("run --order sideways", "none"),
+        ("run --target nowhere", "host:port"),
+        ("ceiling --target 127.0.0.1:1", "embedded"),
+    ] {
+        let output = bench(arguments);
+        let error = String::from_utf8(output.stderr).unwrap();
+        assert!(!output.status.success(), "{arguments}");
+        assert!(error.contains(words), "{arguments}: {error}");
+    }
+}
+
+/// Goal: an unreachable server is an error, not a wait without end. Method: a target where nobody listens.
+#[test]
+fn an_unreachable_target_is_named() {
+    let output = bench("run --target 127.0.0.1:9 --records 10 --duration 0.1");
+    let error = String::from_utf8(output.stderr).unwrap();
+    assert!(!output.status.success());
+    assert!(error.contains("127.0.0.1:9"), "{error}");
+}
+
+/// Goal: Ctrl-C ends a run early, and says so. Method: a long run, interrupted after a while; were the signal ignored,
+/// the test would take an hour.
+#[test]
+fn ctrl_c_ends_a_run() {
+    let child = Command::new(BENCH)
+        .args("run --records 1000 --duration 3600 --warmup 0".split(' '))
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    std::thread::sleep(Duration::from_secs(1));
+    kill(Pid::from_raw(child.id() as i32), Signal::SIGINT).unwrap();
+    let output = child.wait_with_output().unwrap();
+    assert!(!output.status.success());
+    let error = String::from_utf8(output.stderr).unwrap();
+    assert!(error.contains("interrupted"), "{error}");
+}
