@@ -20,6 +20,12 @@ const STATUS_NOT_EXECUTED: u16 = 3;
 const STATUS_SHIFT: u32 = 13;
 const LEN_MASK: u16 = (1 << STATUS_SHIFT) - 1;
 
+/// A datagram without trailer that is full.
+const FULL_LEN: usize = DATAGRAM_LEN_MAX - TRAILER_LEN_MAX;
+
+/// From this length on a datagram is filled up with zeros.
+const NEARLY_FULL_LEN: usize = FULL_LEN / 4 * 3;
+
 /// Why an operation was not executed, and never will be under its sequence number.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum Reason {
@@ -172,7 +178,7 @@ impl<'a> ReplyBuilder<'a> {
     pub fn push(&mut self, result: OpResult<'_>) -> bool {
         let value = if let OpResult::Value(value) = result { value } else { &[] };
         let end = self.used + 2 + value.len();
-        if end > DATAGRAM_LEN_MAX - TRAILER_LEN_MAX || self.count == u8::MAX {
+        if end > FULL_LEN || self.count == u8::MAX {
             return false;
         }
         let (word, rest) = self.bytes[self.used..end].split_at_mut(2);
@@ -187,21 +193,21 @@ impl<'a> ReplyBuilder<'a> {
     #[inline]
     #[must_use]
     pub const fn room(&self) -> usize {
-        (DATAGRAM_LEN_MAX - TRAILER_LEN_MAX - 2).saturating_sub(self.used)
+        (FULL_LEN - 2).saturating_sub(self.used)
     }
 
     /// Whether there is room for `result` and, behind it, for `more` results without a value.
     #[must_use]
     pub fn fits(&self, result: &OpResult<'_>, more: usize) -> bool {
         let value_len = if let OpResult::Value(value) = result { value.len() } else { 0 };
-        self.used + 2 + value_len + 2 * more <= DATAGRAM_LEN_MAX - TRAILER_LEN_MAX
+        self.used + 2 + value_len + 2 * more <= FULL_LEN
     }
 
     /// Adds `count` results that were written before; `false`, and nothing changes, when there is no room for them.
     #[must_use]
     pub fn push_written(&mut self, results: &[u8], count: u8) -> bool {
         let end = self.used + results.len();
-        if end > DATAGRAM_LEN_MAX - TRAILER_LEN_MAX || self.count.checked_add(count).is_none() {
+        if end > FULL_LEN || self.count.checked_add(count).is_none() {
             return false;
         }
         self.bytes[self.used..end].copy_from_slice(results);
@@ -223,12 +229,14 @@ impl<'a> ReplyBuilder<'a> {
         &self.bytes[size_of::<ReplyHeader>()..self.used]
     }
 
-    /// Completes the datagram: pads it with zeros to `len_min` bytes (as far as a datagram may reach), writes the
+    /// Completes the datagram: pads it with zeros to `len_min` bytes (as far as a datagram may reach), or to its full
+    /// length if it is more than three quarters full, so that datagrams of values of all lengths make one train; writes the
     /// header with the true count, and the trailer if the header's flags want one. Returns the datagram's length.
     #[inline]
     pub fn finish(self, header: ReplyHeader, len_min: usize) -> usize {
         let checksum = header.common.flags.contains(Flags::CHECKSUM);
         let trailer_len = if checksum { TRAILER_LEN } else { 0 };
+        let len_min = if self.used >= NEARLY_FULL_LEN { FULL_LEN + trailer_len } else { len_min };
         let len = (self.used + trailer_len).max(len_min.min(DATAGRAM_LEN_MAX));
         self.bytes[self.used..len].fill(0);
         let header = ReplyHeader { count: self.count, ..header };
@@ -245,7 +253,7 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
-    use crate::wire::{Kind, open, tests::common};
+    use crate::wire::{BODY_LEN_MAX, Kind, open, tests::common};
 
     const GOLDEN: [(OpResult<'static>, &[u8]); 6] = [
         (OpResult::Value(b"abc"), b"\x00\x03abc"),
@@ -305,6 +313,12 @@ mod tests {
         assert!(!builder.push(OpResult::Value(&[7; 128])));
         assert!(builder.push(OpResult::NotFound), "a short one still fits");
         assert_eq!(builder.finish(header(Flags::NONE), 0), 24 + 11 * 130 + 2);
+        for (value_len, full) in [(1_060, false), (1_066, true)] {
+            let mut builder = ReplyBuilder::new(&mut out);
+            assert!(builder.push(OpResult::Value(&vec![7; value_len])));
+            let len = if full { 24 + BODY_LEN_MAX } else { 24 + 2 + value_len };
+            assert_eq!(builder.finish(header(Flags::NONE), 0), len, "{value_len}");
+        }
     }
 
     #[test]
