@@ -11,7 +11,7 @@ use serde::Serialize;
 use crate::output::{Environment, json, write_file};
 
 /// Files of the kernel whose content decides what a figure means, with what they are.
-const MACHINE_FILES: [(&str, &str); 11] = [
+const MACHINE_FILES: [(&str, &str); 10] = [
     ("clock source", "/sys/devices/system/clocksource/clocksource0/current_clocksource"),
     ("frequency governor", "/sys/devices/system/cpu/cpu0/cpufreq/scaling_governor"),
     ("turbo off", "/sys/devices/system/cpu/intel_pstate/no_turbo"),
@@ -22,7 +22,6 @@ const MACHINE_FILES: [(&str, &str); 11] = [
     ("net.core.wmem_max", "/proc/sys/net/core/wmem_max"),
     ("loopback MTU", "/sys/class/net/lo/mtu"),
     ("load average", "/proc/loadavg"),
-    ("kernel command line", "/proc/cmdline"),
 ];
 
 /// Writes the folder `<root>/<date>-<name>/` and returns its path. It holds `result.json` (`result`), `command.txt` (the
