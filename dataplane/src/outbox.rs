@@ -67,6 +67,8 @@ pub struct Outbox {
     memory: Region<u8>,
     framing: Framing,
     free: Vec<u32>,
+    /// Chunks taken since they were last given back.
+    taken: Vec<u32>,
     open: Vec<Open>,
     trains: Vec<Train>,
     /// Index in `open` of the peer that `begin` was last called for.
@@ -92,6 +94,7 @@ impl Outbox {
             memory: Region::zeroed(chunks * CHUNK_LEN)?,
             framing,
             free: (0..chunks as u32).rev().collect(),
+            taken: Vec::with_capacity(chunks),
             open: Vec::with_capacity(chunks),
             trains: Vec::with_capacity(chunks * 2),
             current: 0,
@@ -103,6 +106,12 @@ impl Outbox {
     #[must_use]
     pub fn free_chunks(&self) -> usize {
         self.free.len()
+    }
+
+    /// Chunks written to since the last flush.
+    #[must_use]
+    pub fn used_chunks(&self) -> usize {
+        self.taken.len()
     }
 
     /// Whether nothing waits to be sent.
@@ -128,6 +137,7 @@ impl Outbox {
             self.open.get(self.current).is_none_or(|open| open.used as usize + room > TRAIN_LEN_MAX);
         if needs_chunk {
             let fresh = Open { peer: *peer, chunk: self.free.pop()?, used: 0, train: u32::MAX };
+            self.taken.push(fresh.chunk);
             match self.open.get_mut(self.current) {
                 Some(open) => *open = fresh,
                 None => self.open.push(fresh),
@@ -200,17 +210,36 @@ impl Outbox {
 
     /// Forgets all trains and frees their chunks: everything was sent or given up.
     pub(crate) fn reset(&mut self) {
-        for train in &self.trains {
-            // A chunk may hold several trains; the first one starts at its first byte.
-            if train.start == 0 {
-                self.free.push(train.chunk);
-            }
-        }
-        // A chunk that was opened and never written to belongs to no train.
-        for open in self.open.iter().filter(|open| open.used == 0) {
-            self.free.push(open.chunk);
-        }
+        self.free.append(&mut self.taken);
         self.forget();
+    }
+
+    /// Whether a train may still grow.
+    pub(crate) fn is_growing(&self, index: usize) -> bool {
+        !self.trains[index].closed && self.open.iter().any(|open| open.train as usize == index)
+    }
+
+    /// Forgets all trains but those that may still grow, and frees the chunks of the others.
+    pub(crate) fn keep_growing(&mut self) {
+        let trains = &mut self.trains;
+        self.open.retain(|open| trains.get(open.train as usize).is_some_and(|train| !train.closed));
+        // In the order of the trains, each moves to the front without overwriting one that is still to move.
+        self.open.sort_unstable_by_key(|open| open.train);
+        for (index, open) in self.open.iter_mut().enumerate() {
+            trains[index] = trains[open.train as usize];
+            open.train = index as u32;
+        }
+        trains.truncate(self.open.len());
+        let (open, free) = (&self.open, &mut self.free);
+        self.taken.retain(|&chunk| {
+            let kept = open.iter().any(|open| open.chunk == chunk);
+            if !kept {
+                free.push(chunk);
+            }
+            kept
+        });
+        self.current = 0;
+        self.begun_len_max = 0;
     }
 
     /// Forgets all trains but keeps their chunks in use until each is [released](Self::release); for ports whose
@@ -219,6 +248,7 @@ impl Outbox {
         for open in self.open.iter().filter(|open| open.used == 0) {
             self.free.push(open.chunk);
         }
+        self.taken.clear();
         self.trains.iter().copied().for_each(&mut each);
         self.forget();
     }
@@ -280,6 +310,27 @@ mod tests {
         assert!(outbox.begin(&peer(3), 50).is_some());
         outbox.reset();
         assert_eq!(outbox.free_chunks(), 2, "a chunk that was begun but not written to is not lost");
+    }
+
+    /// Goal: trains that may still grow survive, everything else is given back. Method: a closed and a growing train of
+    /// one peer around a growing one of another, then both grow on and all chunks come back.
+    #[test]
+    fn growing_trains_are_kept() {
+        let mut outbox = Outbox::new(3, Framing::Segments).unwrap();
+        for (to, len) in [(1, 50), (1, 20), (2, 70), (1, 60), (3, 40), (3, 30)] {
+            put(&mut outbox, to, len);
+        }
+        assert_eq!(shape(&outbox), [(1, 50, 2), (2, 70, 1), (1, 60, 1), (3, 40, 2)]);
+        let growing: Vec<_> = (0..4).map(|index| outbox.is_growing(index)).collect();
+        assert_eq!(growing, [false, true, true, false]);
+        outbox.keep_growing();
+        assert_eq!(outbox.free_chunks(), 1);
+        put(&mut outbox, 1, 60);
+        put(&mut outbox, 2, 70);
+        assert_eq!(shape(&outbox), [(2, 70, 2), (1, 60, 2)]);
+        assert!(outbox.bytes(&outbox.trains()[1]).iter().all(|&byte| byte == 60));
+        outbox.reset();
+        assert_eq!(outbox.free_chunks(), 3);
     }
 
     #[test]

@@ -33,6 +33,15 @@ pub trait Port {
     /// Only when the port is broken for good, with the interface or address in the message.
     fn tx_flush(&mut self) -> io::Result<()>;
 
+    /// Sends what is not worth waiting for: trains that are complete. Others may stay in the outbox until the next
+    /// [`tx_flush`](Port::tx_flush) or until they are complete too, for a caller that has more to add at once.
+    ///
+    /// # Errors
+    /// As `tx_flush`.
+    fn tx_flush_complete(&mut self) -> io::Result<()> {
+        self.tx_flush()
+    }
+
     /// The address that peers reach this port at.
     fn local_addr(&self) -> SocketAddr;
 

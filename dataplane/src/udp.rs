@@ -81,6 +81,8 @@ pub struct UdpPort {
     inbox: Inbox,
     tx: TxRing,
     outbox: Outbox,
+    /// Which train each message in `tx` is of.
+    message_trains: Vec<usize>,
     trains: bool,
     receive_buffer_len: usize,
     wanted_buffer_len: usize,
@@ -155,6 +157,7 @@ impl UdpPort {
             inbox: Inbox::with_capacity(config.rx_buffers, config.rx_buffers * 128),
             tx: TxRing::new(BURST_MAX),
             outbox: Outbox::new(config.tx_chunks, Framing::Segments)?,
+            message_trains: Vec::with_capacity(BURST_MAX),
             trains,
             receive_buffer_len,
             wanted_buffer_len: config.receive_buffer_len,
@@ -197,6 +200,56 @@ impl UdpPort {
     fn count_overflow(&mut self, total: u32) {
         self.counters.rx_overflow_drops += u64::from(total.wrapping_sub(self.overflow_seen));
         self.overflow_seen = total;
+    }
+
+    /// Sends the trains that `is_due` says are.
+    fn send_trains(&mut self, is_due: impl Fn(&Outbox, usize) -> bool) -> io::Result<()> {
+        let trains = self.outbox.trains().len();
+        // Where to go on: a train, and how many of its bytes are handed over.
+        let (mut index, mut offset) = (0, 0);
+        // A train that was refused as such, and goes alone, one datagram at a time.
+        let mut refused = None;
+        while index < trains {
+            self.tx.clear();
+            self.message_trains.clear();
+            let alone = refused == Some(index);
+            let end = if alone { index + 1 } else { trains };
+            while index < end && !self.tx.is_full() {
+                if !is_due(&self.outbox, index) {
+                    index += 1;
+                    continue;
+                }
+                let train = self.outbox.trains()[index];
+                let (payload, segment_len) =
+                    next_message(&self.outbox, &train, offset, self.trains && !alone);
+                let to = self.connected.is_none().then_some(&train.peer.addr);
+                // SAFETY: the payload lies in the outbox, which nothing touches before the messages are sent below.
+                unsafe { self.tx.push(to, train.peer.local, payload, segment_len) };
+                self.message_trains.push(index);
+                self.counters.tx_datagrams += self.tx.datagrams(self.tx.count() - 1);
+                offset += payload.len();
+                if offset == train.len as usize {
+                    self.counters.tx_trains += 1;
+                    self.counters.tx_bytes += u64::from(train.len);
+                    (index, offset) = (index + 1, 0);
+                }
+            }
+            let dropped_before = self.counters.tx_dropped;
+            if let Some(message) = self.send_messages()? {
+                // Only a whole train is refused this way; it and those behind it are pushed again.
+                (index, offset) = (self.message_trains[message], 0);
+                for &again in &self.message_trains[message..] {
+                    self.counters.tx_trains -= 1;
+                    self.counters.tx_bytes -= u64::from(self.outbox.trains()[again].len);
+                }
+                refused = Some(index);
+            } else if alone && self.counters.tx_dropped == dropped_before {
+                // The same bytes to the same place are taken one by one: it is the device that can not do trains, and
+                // not the destination that can not be reached.
+                self.trains = false;
+            }
+        }
+        Ok(())
     }
 
     /// Sends what `tx` holds; datagrams that can not be sent are dropped. Returns the first message that was refused and
@@ -303,45 +356,14 @@ impl Port for UdpPort {
     }
 
     fn tx_flush(&mut self) -> io::Result<()> {
-        let trains = self.outbox.trains().len();
-        // Where to go on: a train, and how many of its bytes are handed over.
-        let (mut index, mut offset) = (0, 0);
-        // A train that was refused as such, and goes alone, one datagram at a time.
-        let mut refused = None;
-        while index < trains {
-            self.tx.clear();
-            let begun = index;
-            let alone = refused == Some(begun);
-            let end = if alone { begun + 1 } else { refused.filter(|&next| next > begun).unwrap_or(trains) };
-            while index < end && !self.tx.is_full() {
-                let train = self.outbox.trains()[index];
-                let (payload, segment_len) =
-                    next_message(&self.outbox, &train, offset, self.trains && !alone);
-                let to = self.connected.is_none().then_some(&train.peer.addr);
-                // SAFETY: the payload lies in the outbox, which nothing touches before the messages are sent below.
-                unsafe { self.tx.push(to, train.peer.local, payload, segment_len) };
-                self.counters.tx_datagrams += self.tx.datagrams(self.tx.count() - 1);
-                offset += payload.len();
-                if offset == train.len as usize {
-                    (index, offset) = (index + 1, 0);
-                }
-            }
-            let dropped_before = self.counters.tx_dropped;
-            if let Some(message) = self.send_messages()? {
-                // Each message before the refused one was one whole train.
-                (index, offset) = (begun + message, 0);
-                refused = Some(index);
-            } else if alone && self.counters.tx_dropped == dropped_before {
-                // The same bytes to the same place are taken one by one: it is the device that can not do trains, and
-                // not the destination that can not be reached.
-                self.trains = false;
-            }
-        }
-        for train in self.outbox.trains() {
-            self.counters.tx_trains += 1;
-            self.counters.tx_bytes += u64::from(train.len);
-        }
+        self.send_trains(|_, _| true)?;
         self.outbox.reset();
+        Ok(())
+    }
+
+    fn tx_flush_complete(&mut self) -> io::Result<()> {
+        self.send_trains(|outbox, index| !outbox.is_growing(index))?;
+        self.outbox.keep_growing();
         Ok(())
     }
 
