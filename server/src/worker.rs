@@ -25,6 +25,14 @@ use crate::{
 /// the first-level cache holds would evict what was fetched first.
 const BATCH_OPERATIONS: usize = 128;
 
+/// After a burst of at least so many datagrams the next one is likely waiting already: replies that do not fill a train
+/// wait for it. Less than a train of replies is then held back, for less than a turn.
+const BUSY_BURST: usize = 8;
+
+/// In a busy burst, complete trains leave once the replies fill this many chunks: what is written next then goes where
+/// the cache still is, and the client has something to do meanwhile.
+const FLUSH_CHUNKS: usize = 3;
+
 /// The last request that joins a batch may bring it up to this.
 const BATCH_OPERATIONS_MAX: usize = BATCH_OPERATIONS + wire::OPERATIONS_MAX;
 
@@ -126,10 +134,13 @@ impl Worker {
     /// When the port is broken for good.
     pub fn turn<P: Port>(&mut self, port: &mut P, clock: impl Fn() -> Instant) -> io::Result<usize> {
         let count = port.rx_burst()?; // 1 receive
+        if count == 0 && !port.split().1.is_empty() {
+            port.tx_flush()?; // What was held back for company leaves: none has come.
+        }
         let arrived = clock();
         let mut next = 0;
         while next < count {
-            let free_chunks = {
+            let (free_chunks, used_chunks) = {
                 let (received, outbox) = port.split();
                 let mut batch = Batch::new();
                 while next < count && batch.has_room(outbox.free_chunks()) {
@@ -144,9 +155,10 @@ impl Worker {
                 }
                 self.prefetch(&mut batch); // 3 prefetch
                 self.answer(&batch, queue_delay(arrived, clock()), outbox); // 4 execute, 5 emit
-                outbox.free_chunks()
+                (outbox.free_chunks(), outbox.used_chunks())
             };
-            if next == count || !Batch::new().has_room(free_chunks) {
+            let busy = count >= BUSY_BURST;
+            if !Batch::new().has_room(free_chunks) {
                 port.tx_flush()?; // 6 transmit
                 if !Batch::new().has_room(port.split().1.free_chunks()) {
                     // Only slow readers of a stream port can hold all room. What is left of the burst is as good as
@@ -154,6 +166,10 @@ impl Worker {
                     (next..count).for_each(|_| self.drops.count(DropReason::NoRoom));
                     break;
                 }
+            } else if busy && (next == count || used_chunks >= FLUSH_CHUNKS) {
+                port.tx_flush_complete()?; // 6 transmit
+            } else if next == count {
+                port.tx_flush()?; // 6 transmit
             }
         }
         self.sessions.expire(arrived);
