@@ -13,7 +13,9 @@ use std::{
 };
 
 use anyhow::Context;
-use linerate_dataplane::{Peer, Port, TcpPort, UdpPort, pin::pin_to_core, tcp::TcpConfig, udp::UdpConfig};
+use linerate_dataplane::{
+    Peer, Port, PortCounters, TcpPort, UdpPort, pin::pin_to_core, tcp::TcpConfig, udp::UdpConfig,
+};
 use linerate_proto::{
     key::HEAD_LEN,
     wire::{
@@ -21,10 +23,10 @@ use linerate_proto::{
         ReplyBuilder, ReplyHeader, RequestHeader,
     },
 };
+use linerate_server::stats::thread_cpu_ns;
 use zerocopy::{FromBytes, IntoBytes};
 
 use crate::{
-    cpu::CpuClock,
     load::LoadReport,
     options::{Cpus, RunOptions, Transport},
     output::{Environment, Kind, Report},
@@ -290,14 +292,13 @@ fn load<P: Port>(
     let mut next_template = 0;
     let mut report = LoadReport::default();
     let begun = Instant::now();
-    let cpu = CpuClock::this_thread();
-    let mut counting: Option<(Instant, Duration, linerate_dataplane::PortCounters)> = None;
+    let mut counting: Option<(Instant, u64, PortCounters)> = None;
     let mut last_heard = begun;
     let mut seen = 0;
     loop {
         let now = Instant::now();
         if counting.is_none() && now - begun >= warmup {
-            counting = Some((now, cpu.elapsed()?, port.counters()));
+            counting = Some((now, thread_cpu_ns(), port.counters()));
             report = LoadReport::default();
             seen = 0;
         }
@@ -350,9 +351,9 @@ fn load<P: Port>(
         live.fetch_add(ended - seen, Ordering::Relaxed);
         seen = ended;
     }
-    let (since, cpu_before, counters) = counting.unwrap_or_else(|| (begun, Duration::ZERO, port.counters()));
+    let (since, cpu_before, counters) = counting.unwrap_or_else(|| (begun, thread_cpu_ns(), port.counters()));
     report.elapsed = since.elapsed();
-    report.cpu = cpu.elapsed()?.saturating_sub(cpu_before);
+    report.cpu = Duration::from_nanos(thread_cpu_ns() - cpu_before);
     report.counters.port = port.counters().minus(counters);
     Ok(report)
 }

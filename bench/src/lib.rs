@@ -1,6 +1,6 @@
 //! What `linerate-bench` is made of: a measurement from beginning to end ([`run`], [`ceiling`]) as it was asked for
 //! ([`options`]), what a client thread does ([`load`]: [`workload`], [`key`], [`value`]), what is measured
-//! ([`latency`], [`cpu`], [`core_to_core`]) and what is reported ([`output`], [`results`]).
+//! ([`latency`], [`core_to_core`]) and what is reported ([`output`], [`results`]).
 //!
 //! The client should cost as little as it can and still do what a real one does, as it shares the machine with the
 //! server. So everything that can be done before the clock starts is done then, keys and values are made in a few
@@ -10,7 +10,6 @@
 
 pub mod ceiling;
 pub mod core_to_core;
-pub mod cpu;
 pub mod key;
 pub mod latency;
 pub mod load;

@@ -8,6 +8,7 @@ use std::{
 
 use linerate_client::{Instant, Operation, Outcome, PushError, Session, SessionCounters};
 use linerate_dataplane::Port;
+use linerate_server::stats::thread_cpu_ns;
 
 use crate::{
     latency::LatencyHistogram,
@@ -341,5 +342,5 @@ pub fn preload<P: Port>(
 
 /// CPU time of the calling thread.
 fn thread_cpu() -> Duration {
-    crate::cpu::CpuClock::this_thread().elapsed().unwrap_or_default()
+    Duration::from_nanos(thread_cpu_ns())
 }

@@ -16,11 +16,13 @@ use indicatif::{ProgressBar, ProgressStyle};
 use linerate_client::{ConnectError, Session, SessionConfig};
 use linerate_dataplane::{Port, pin::pin_to_core};
 use linerate_proto::wire::{STAT_COUNT, Statistic};
-use linerate_server::{Server, ServerConfig, stats::sum};
+use linerate_server::{
+    Server, ServerConfig,
+    stats::{process_rss_len, sum},
+};
 
 use crate::{
     core_to_core::core_to_core_ns,
-    cpu::rss_bytes,
     load::{LoadPlan, LoadReport, preload, run_load},
     options::{Cpus, RunOptions, Transport},
     output::{Environment, Kind, Report},
@@ -54,11 +56,11 @@ fn run_over<P: Port>(options: &RunOptions, stop: &AtomicBool, connect: Connect<P
     let mut streams = draw(options)?;
     check_stop(stop)?;
 
-    let rss_before = rss_bytes()?;
+    let rss_before = process_rss_len();
     let server = if remote.is_none() { Some(start_server(options, &cpus)?) } else { None };
     let servers = remote.unwrap_or_else(|| server.iter().map(Server::addr).collect());
     store_records(options, stop, &servers, cpus.clients[0], connect)?;
-    let rss_grown = rss_bytes()?.saturating_sub(rss_before);
+    let rss_grown = process_rss_len().saturating_sub(rss_before);
 
     let mut control = connect(&servers, SessionConfig { window: 1, ..options.session() })?;
     let server_cores = control.cores().count();

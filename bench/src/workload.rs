@@ -212,12 +212,6 @@ impl ValueLen {
         self.max as usize
     }
 
-    /// Mean length.
-    #[must_use]
-    pub const fn mean(self) -> f64 {
-        (self.min as f64 + self.max as f64) / 2.0
-    }
-
     /// Whether `len` is one of the lengths.
     #[inline]
     #[must_use]
@@ -677,7 +671,6 @@ mod tests {
         }
         let (fixed, range) = (ValueLen::new(128, 128).unwrap(), ValueLen::new(64, 256).unwrap());
         assert_eq!(serde_json::to_string(&[fixed, range]).unwrap(), r#"[128,"64-256"]"#);
-        assert_eq!((fixed.mean(), range.mean()), (128.0, 160.0));
     }
 
     /// Goal: longer keys leave less room. Method: the number of records at which the longest key grows.

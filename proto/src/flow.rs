@@ -451,12 +451,6 @@ impl Flow {
         self.free.len() == usize::from(self.window)
     }
 
-    /// Smoothed round-trip time of requests; zero before the first answer.
-    #[must_use]
-    pub const fn round_trip(&self) -> Duration {
-        self.rtt.smoothed()
-    }
-
     /// Totals so far.
     #[must_use]
     pub const fn counters(&self) -> FlowCounters {

@@ -14,7 +14,10 @@ use linerate_proto::{
     session::SessionTable,
     wire::{STAT_COUNT, STAT_NAMES, Statistic},
 };
-use nix::time::{ClockId, clock_gettime};
+use nix::{
+    time::{ClockId, clock_gettime},
+    unistd::{SysconfVar, sysconf},
+};
 
 use crate::store::MemoryUse;
 
@@ -127,13 +130,33 @@ pub fn drops_in_words(values: &[u64; STAT_COUNT]) -> String {
 }
 
 /// CPU time of the calling thread in nanoseconds; 0 if the kernel does not tell.
-fn thread_cpu_ns() -> u64 {
+#[must_use]
+pub fn thread_cpu_ns() -> u64 {
     clock_gettime(ClockId::CLOCK_THREAD_CPUTIME_ID)
         .map_or(0, |time| time.tv_sec() as u64 * 1_000_000_000 + time.tv_nsec() as u64)
 }
 
-/// Resident memory of this process in bytes (proc_pid_statm(5), second field, in pages of 4 KiB); 0 if unknown.
-fn process_rss_len() -> u64 {
+/// Resident memory of this process in bytes (proc_pid_statm(5), second field, in pages); 0 if the kernel does not tell.
+#[must_use]
+pub fn process_rss_len() -> u64 {
     let statm = std::fs::read_to_string("/proc/self/statm").unwrap_or_default();
-    statm.split(' ').nth(1).and_then(|pages| pages.parse::<u64>().ok()).map_or(0, |pages| pages * 4096)
+    let pages = statm.split(' ').nth(1).and_then(|pages| pages.parse::<u64>().ok());
+    let page_len = sysconf(SysconfVar::PAGE_SIZE).ok().flatten().and_then(|len| u64::try_from(len).ok());
+    pages.zip(page_len).map_or(0, |(pages, page_len)| pages * page_len)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Goal: both clocks and memory are those of this thread and process. Method: work shows in the one, touched memory
+    /// in the other.
+    #[test]
+    fn what_is_used_shows() {
+        let (cpu, rss) = (thread_cpu_ns(), process_rss_len());
+        let touched = std::hint::black_box(vec![1u8; 32 << 20]);
+        assert!(process_rss_len() >= rss + (24 << 20), "{rss} bytes before");
+        assert!(touched.iter().map(|&byte| u64::from(byte)).sum::<u64>() > 0);
+        assert!(thread_cpu_ns() > cpu);
+    }
 }
