@@ -167,7 +167,7 @@ fn serve<P: Port>(mut port: P, value_len: ValueLen, finished: &AtomicBool) -> io
                     while first < request.count {
                         let slot =
                             outbox.begin(datagram.peer, DATAGRAM_LEN_MAX).expect("room was looked for");
-                        let mut reply = ReplyBuilder::new(slot.bytes);
+                        let mut reply = ReplyBuilder::new(slot.bytes, DATAGRAM_LEN_MAX, false);
                         while reply.count() < request.count - first {
                             drawn = drawn.wrapping_add(0x9e37_79b9);
                             let result = if request.common.flags.contains(Flags::READ_ONLY) {
@@ -177,7 +177,7 @@ fn serve<P: Port>(mut port: P, value_len: ValueLen, finished: &AtomicBool) -> io
                             } else {
                                 OpResult::Done
                             };
-                            if !reply.push(result) {
+                            if !reply.push(result, 0) {
                                 break;
                             }
                         }

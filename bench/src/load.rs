@@ -6,7 +6,7 @@ use std::{
     time::Duration,
 };
 
-use linerate_client::{Instant, Operation, Outcome, PushError, Session, SessionCounters};
+use linerate_client::{Ended, Instant, Operation, Outcome, PushError, Session, SessionCounters};
 use linerate_dataplane::Port;
 use linerate_server::stats::thread_cpu_ns;
 
@@ -86,7 +86,8 @@ struct Tally {
 
 impl Tally {
     #[inline]
-    fn take(&mut self, tag: Tag, outcome: Outcome<'_>, clock: impl Fn() -> Instant) {
+    fn take(&mut self, ended: Ended<'_>, clock: impl Fn() -> Instant) {
+        let (tag, outcome) = (Tag(ended.tag), ended.outcome);
         let report = &mut self.report;
         match outcome {
             Outcome::Value(value) => {
@@ -184,7 +185,7 @@ pub fn run_load<P: Port>(
             break;
         }
         pusher.fill(now, session, stream, &mut tally)?;
-        session.poll(now, &mut |tag, outcome| tally.take(Tag(tag), outcome, clock))?;
+        session.poll(now, &mut |ended| tally.take(ended, clock))?;
         tally.end_run(clock);
         let ended = tally.report.gets + tally.report.puts;
         live.fetch_add(ended - seen, Ordering::Relaxed);
@@ -200,7 +201,7 @@ pub fn run_load<P: Port>(
     };
     // What is still in flight is waited for. It came too late to be counted, but how late belongs to the latencies: a
     // server that stalls at the end must show.
-    session.run(|tag, outcome| tally.take(Tag(tag), outcome, clock))?;
+    session.run(|ended| tally.take(ended, clock))?;
     tally.end_run(clock);
     let LoadReport { errors, outcome_unknown, wrong_values, latency, batch_latency, .. } = tally.report;
     Ok(LoadReport { errors, outcome_unknown, wrong_values, latency, batch_latency, ..counted })
@@ -309,9 +310,9 @@ pub fn preload<P: Port>(
         duration: Duration::ZERO,
     });
     let failed = std::cell::RefCell::new(None);
-    let mut sink = |_, outcome: Outcome<'_>| {
-        if outcome != Outcome::Done {
-            failed.borrow_mut().get_or_insert_with(|| format!("{outcome:?}"));
+    let mut sink = |ended: Ended<'_>| {
+        if ended.outcome != Outcome::Done {
+            failed.borrow_mut().get_or_insert_with(|| format!("{:?}", ended.outcome));
         }
     };
     for record in 0..records {

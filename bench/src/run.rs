@@ -178,7 +178,7 @@ fn watch<P: Port>(
 
 /// The statistics of all cores together.
 fn statistics<P: Port>(control: &mut Session<P>) -> anyhow::Result<[u64; STAT_COUNT]> {
-    let answers = control.statistics(&mut |_, _| {})?;
+    let answers = control.statistics(&mut |_| {})?;
     let answers: Option<Vec<_>> = answers.into_iter().map(|answer| answer.map(|values| *values)).collect();
     Ok(sum(answers.context("a server core did not answer the question for its statistics")?))
 }

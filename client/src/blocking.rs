@@ -4,7 +4,7 @@ use std::{net::SocketAddr, time::Duration};
 
 use linerate_dataplane::{Port, TcpPort, UdpPort};
 use linerate_proto::{
-    flow::{Outcome, PushError, check_lengths},
+    flow::{Ended, Outcome, PushError, check_lengths},
     wire::{Operation, STAT_COUNT},
 };
 
@@ -60,7 +60,7 @@ impl Client<TcpPort> {
 }
 
 /// What one operation ended with, kept beyond the sink.
-type Ended = Result<Option<Vec<u8>>, Error>;
+type End = Result<Option<Vec<u8>>, Error>;
 
 impl<P: Port> Client<P> {
     /// The value of `key`, if it has one.
@@ -117,7 +117,7 @@ impl<P: Port> Client<P> {
     /// When the port is broken for good.
     #[expect(clippy::type_complexity, reason = "a list of pairs, each half obvious")]
     pub fn statistics(&mut self) -> Result<Vec<(SocketAddr, Option<Box<[u64; STAT_COUNT]>>)>, Error> {
-        let answers = self.session.statistics(&mut |_, _| {})?;
+        let answers = self.session.statistics(&mut |_| {})?;
         Ok(self.session.cores().map(|(addr, _)| addr).zip(answers).collect())
     }
 
@@ -126,22 +126,22 @@ impl<P: Port> Client<P> {
     /// # Errors
     /// When the port is broken for good.
     pub fn ping(&mut self) -> Result<Vec<(SocketAddr, Option<Duration>)>, Error> {
-        let answers = self.session.ping(&mut |_, _| {})?;
+        let answers = self.session.ping(&mut |_| {})?;
         Ok(self.session.cores().map(|(addr, _)| addr).zip(answers).collect())
     }
 
     /// Executes operations of any kind together; one end for each, in their order. A found value or an effect is
     /// `Some`, a missing key `None`.
-    fn execute(&mut self, operations: &[Operation<'_>]) -> Result<Vec<Ended>, Error> {
+    fn execute(&mut self, operations: &[Operation<'_>]) -> Result<Vec<End>, Error> {
         operations.iter().try_for_each(check_lengths).map_err(Error::Invalid)?;
-        let mut ended: Vec<Ended> = operations.iter().map(|_| Ok(None)).collect();
-        let mut keep = |tag: u64, outcome: Outcome<'_>| {
+        let mut ended: Vec<End> = operations.iter().map(|_| Ok(None)).collect();
+        let mut keep = |Ended { tag, outcome, data_epoch, .. }: Ended<'_>| {
             ended[tag as usize] = match outcome {
                 Outcome::Value(value) => Ok(Some(value.to_vec())),
                 Outcome::Done => Ok(Some(Vec::new())),
                 Outcome::NotFound => Ok(None),
                 Outcome::NotExecuted(reason) => Err(Error::NotExecuted(reason)),
-                Outcome::OutcomeUnknown => Err(Error::OutcomeUnknown),
+                Outcome::OutcomeUnknown => Err(Error::OutcomeUnknown { data_epoch }),
             };
         };
         for (index, operation) in operations.iter().enumerate() {

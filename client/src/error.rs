@@ -33,8 +33,14 @@ pub enum Error {
     #[error("not executed: {0}")]
     NotExecuted(Reason),
     /// It was sent and not answered.
-    #[error("outcome unknown: the write was sent, but no answer came; it took effect once or not at all")]
-    OutcomeUnknown,
+    #[error(
+        "outcome unknown: the write was sent, but no answer came; it took effect once or not at all (data epoch of the \
+         server now: {data_epoch:016x}; when that changes, all data were lost)"
+    )]
+    OutcomeUnknown {
+        /// Newest data epoch that is known.
+        data_epoch: u64,
+    },
     /// No session.
     #[error(transparent)]
     Connect(#[from] ConnectError),

@@ -16,7 +16,7 @@ pub use error::{ConnectError, Error};
 pub use linerate_proto::key::HEAD_LEN;
 pub use linerate_proto::{
     Instant, Key,
-    flow::{Outcome, PushError, ServerInfo},
+    flow::{Ended, Outcome, PushError, ServerInfo},
     wire::{Operation, Reason},
 };
 pub use session::{Session, SessionConfig, SessionCounters};

@@ -9,7 +9,7 @@ use std::{
 use linerate_dataplane::{Outbox, Peer, Port, TcpPort, UdpPort, tcp::TcpConfig, udp::UdpConfig, wait::wait};
 use linerate_proto::{
     Drops, Instant, Key,
-    flow::{Flow, FlowConfig, FlowCounters, Outcome, PushError, ServerInfo},
+    flow::{Ended, Flow, FlowConfig, FlowCounters, PushError, ServerInfo},
     hash::key_hash,
     placement::{ClusterMap, Node, Owner},
     wire::{Operation, STAT_COUNT},
@@ -26,6 +26,8 @@ pub struct SessionConfig {
     pub operations_max: u8,
     /// Whether datagrams carry a checksum even over loopback. Elsewhere they always do.
     pub checksum: bool,
+    /// Whether to ask for the version of each key ([`Ended::version`]); 8 bytes per result.
+    pub versions: bool,
     /// Requests that are collected before they are sent as one train, unless [`linger`](Self::linger) passes first.
     pub burst: usize,
     /// Longest time that an operation waits for others to travel with, while some are in flight.
@@ -46,6 +48,7 @@ impl Default for SessionConfig {
             window: 48,
             operations_max: u8::MAX,
             checksum: false,
+            versions: false,
             burst: 16,
             linger: Duration::from_micros(20),
             rto_floor: Duration::from_micros(200),
@@ -92,12 +95,12 @@ impl SessionCounters {
 /// # let addr = server.addr();
 /// let mut session = Session::connect_udp(&[addr], SessionConfig::default())?;
 /// session.put(b"colour", b"green", 1)?;
-/// session.run(|_, outcome| assert_eq!(outcome, Outcome::Done))?;
+/// session.run(|ended| assert_eq!(ended.outcome, Outcome::Done))?;
 /// session.get(b"colour", 2)?;
 /// session.get(b"shape", 3)?;
-/// session.run(|tag, outcome| match tag {
-///     2 => assert_eq!(outcome, Outcome::Value(b"green")),
-///     _ => assert_eq!(outcome, Outcome::NotFound),
+/// session.run(|ended| match ended.tag {
+///     2 => assert_eq!(ended.outcome, Outcome::Value(b"green")),
+///     _ => assert_eq!(ended.outcome, Outcome::NotFound),
 /// })?;
 /// # Ok::<(), Box<dyn std::error::Error>>(())
 /// ```
@@ -216,6 +219,7 @@ impl<P: Port> Session<P> {
                     window: config.window,
                     operations_max: config.operations_max,
                     checksum: config.checksum,
+                    versions: config.versions,
                     rto_floor: config.rto_floor,
                     timeout: config.timeout,
                     epoch: 0,
@@ -275,7 +279,7 @@ impl<P: Port> Session<P> {
                     ConnectError::NoAnswer(addr, self.config.timeout)
                 });
             }
-            if self.turn(self.now(), &mut |_, _| {})? == 0 {
+            if self.turn(self.now(), &mut |_| {})? == 0 {
                 self.wait(Duration::from_millis(1))?;
             }
         }
@@ -346,7 +350,7 @@ impl<P: Port> Session<P> {
     /// # Errors
     /// When the port is broken for good.
     #[inline]
-    pub fn poll(&mut self, now: Instant, sink: &mut impl FnMut(u64, Outcome<'_>)) -> io::Result<usize> {
+    pub fn poll(&mut self, now: Instant, sink: &mut impl FnMut(Ended<'_>)) -> io::Result<usize> {
         self.poll_timers(now, sink);
         for core in &mut self.flows {
             let flow = &mut core.flow;
@@ -367,7 +371,7 @@ impl<P: Port> Session<P> {
     ///
     /// # Errors
     /// When the port is broken for good.
-    pub fn flush(&mut self, now: Instant, sink: &mut impl FnMut(u64, Outcome<'_>)) -> io::Result<usize> {
+    pub fn flush(&mut self, now: Instant, sink: &mut impl FnMut(Ended<'_>)) -> io::Result<usize> {
         self.flows.iter_mut().for_each(|core| core.flow.flush());
         self.turn(now, sink)
     }
@@ -376,7 +380,7 @@ impl<P: Port> Session<P> {
     ///
     /// # Errors
     /// When the port is broken for good.
-    pub fn run(&mut self, mut sink: impl FnMut(u64, Outcome<'_>)) -> io::Result<()> {
+    pub fn run(&mut self, mut sink: impl FnMut(Ended<'_>)) -> io::Result<()> {
         let mut last_busy = self.now();
         loop {
             let now = self.now();
@@ -440,7 +444,7 @@ impl<P: Port> Session<P> {
     ///
     /// # Errors
     /// When the port is broken for good.
-    pub fn ping(&mut self, sink: &mut impl FnMut(u64, Outcome<'_>)) -> io::Result<Vec<Option<Duration>>> {
+    pub fn ping(&mut self, sink: &mut impl FnMut(Ended<'_>)) -> io::Result<Vec<Option<Duration>>> {
         self.ask(sink, Flow::ping, Flow::take_pong)
     }
 
@@ -451,7 +455,7 @@ impl<P: Port> Session<P> {
     /// When the port is broken for good.
     pub fn statistics(
         &mut self,
-        sink: &mut impl FnMut(u64, Outcome<'_>),
+        sink: &mut impl FnMut(Ended<'_>),
     ) -> io::Result<Vec<Option<Box<[u64; STAT_COUNT]>>>> {
         self.ask(sink, Flow::ask_statistics, Flow::take_statistics)
     }
@@ -459,7 +463,7 @@ impl<P: Port> Session<P> {
     /// Asks each core something, again as often as needed, until all have answered or the time is up.
     fn ask<T>(
         &mut self,
-        sink: &mut impl FnMut(u64, Outcome<'_>),
+        sink: &mut impl FnMut(Ended<'_>),
         ask: impl Fn(&mut Flow),
         take: impl Fn(&mut Flow) -> Option<T>,
     ) -> io::Result<Vec<Option<T>>> {
@@ -485,7 +489,7 @@ impl<P: Port> Session<P> {
     }
 
     /// Sends everything that is complete or due, then exchanges datagrams.
-    fn turn(&mut self, now: Instant, sink: &mut impl FnMut(u64, Outcome<'_>)) -> io::Result<usize> {
+    fn turn(&mut self, now: Instant, sink: &mut impl FnMut(Ended<'_>)) -> io::Result<usize> {
         self.poll_timers(now, sink);
         for core in &mut self.flows {
             transmit(now, core, self.port.split().1);
@@ -495,7 +499,7 @@ impl<P: Port> Session<P> {
 
     /// Hands the outbox to the kernel and takes what has arrived.
     #[inline]
-    fn exchange(&mut self, now: Instant, sink: &mut impl FnMut(u64, Outcome<'_>)) -> io::Result<usize> {
+    fn exchange(&mut self, now: Instant, sink: &mut impl FnMut(Ended<'_>)) -> io::Result<usize> {
         if !self.port.split().1.is_empty() {
             self.port.tx_flush()?;
         }
@@ -522,7 +526,7 @@ impl<P: Port> Session<P> {
 
     /// Lets time act on what is in flight or waits, before anything is sent: what is past its deadline no longer is.
     #[inline]
-    fn poll_timers(&mut self, now: Instant, sink: &mut impl FnMut(u64, Outcome<'_>)) {
+    fn poll_timers(&mut self, now: Instant, sink: &mut impl FnMut(Ended<'_>)) {
         for core in &mut self.flows {
             core.flow.poll_timers(now, sink);
         }
@@ -533,7 +537,7 @@ impl<P: Port> Session<P> {
     fn close(&mut self) {
         let now = self.now();
         for core in &mut self.flows {
-            core.flow.abandon(&mut |_, _| {});
+            core.flow.abandon(&mut |_| {});
             core.flow.say_goodbye();
             transmit(now, core, self.port.split().1);
         }

@@ -30,6 +30,8 @@ pub enum DropReason {
     Unexpected,
     /// No room for the answer: slow readers hold all of it.
     NoRoom,
+    /// More handshakes than are answered per second, of one source or of all.
+    Budget,
 }
 
 /// Number of reasons.
@@ -37,7 +39,7 @@ const COUNT: usize = DropReason::ALL.len();
 
 impl DropReason {
     /// All reasons, in the order of their counters.
-    pub const ALL: [Self; 13] = [
+    pub const ALL: [Self; 14] = [
         Self::Truncated,
         Self::Oversized,
         Self::Version,
@@ -51,6 +53,7 @@ impl DropReason {
         Self::Cookie,
         Self::Unexpected,
         Self::NoRoom,
+        Self::Budget,
     ];
 
     /// Name in statistics: lower case, words joined by `_`.
@@ -70,6 +73,7 @@ impl DropReason {
             Self::Cookie => "cookie",
             Self::Unexpected => "unexpected",
             Self::NoRoom => "no_room",
+            Self::Budget => "budget",
         }
     }
 }
@@ -111,6 +115,6 @@ mod tests {
             drops.count(reason);
             assert_eq!(drops.of(reason), 1);
         }
-        assert_eq!(drops.total(), 13);
+        assert_eq!(drops.total(), 14);
     }
 }

@@ -43,6 +43,9 @@ const SESSION_REQUESTS_MAX: u32 = u32::MAX / 2;
 /// Bytes of a request before padding and trailer.
 const FULL_LEN: usize = size_of::<RequestHeader>() + BODY_LEN_MAX;
 
+/// Result of a write with its version.
+const VERSIONED_RESULT_LEN: usize = 10;
+
 /// Requests whose lengths are evened out together: the segments of one train.
 const RUN_MAX: usize = 64;
 
@@ -55,6 +58,8 @@ pub struct FlowConfig {
     pub operations_max: u8,
     /// Whether to ask for checksums even where the server would do without (loopback).
     pub checksum: bool,
+    /// Whether to ask for the versions of keys.
+    pub versions: bool,
     /// Least time before a request is sent again: 200 µs for a client that spins, 1 ms for one that sleeps.
     pub rto_floor: Duration,
     /// Time after which an operation is given up.
@@ -78,6 +83,21 @@ pub enum Outcome<'a> {
     NotExecuted(Reason),
     /// A write was sent and not answered: it may have taken effect, once, or not.
     OutcomeUnknown,
+}
+
+/// The end of an operation, as sinks are told it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Ended<'a> {
+    /// As given with the operation.
+    pub tag: u64,
+    /// What became of it.
+    pub outcome: Outcome<'a>,
+    /// If versions were asked for: of a found value, the version that its put was given; of an effective write, its own;
+    /// of an absent key, the shard's at that moment. A shard's versions count its effective writes. Otherwise 0.
+    pub version: u64,
+    /// Epoch of the data that it concerns. After an unknown outcome, the newest that is known: another one than before
+    /// says that the server has lost its data since.
+    pub data_epoch: u64,
 }
 
 /// Why an operation was not taken.
@@ -309,12 +329,16 @@ pub struct Flow {
     session: u32,
     token: u64,
     info: Option<ServerInfo>,
+    /// The newest that the server has told of.
+    data_epoch: u64,
 
     slots: Vec<Slot>,
     bytes: Vec<[u8; DATAGRAM_LEN_MAX]>,
     tags: Vec<[u64; OPERATIONS_MAX]>,
     /// Highest slot number granted in this session, plus one.
     window: u16,
+    /// Operations per request of each class.
+    operations_max: [u8; 2],
     free: Vec<u8>,
     filling: [Option<u8>; 2],
     ready: [VecDeque<u8>; 2],
@@ -364,10 +388,12 @@ impl Flow {
             session: 0,
             token: 0,
             info: None,
+            data_epoch: 0,
             slots: Vec::new(),
             bytes: Vec::new(),
             tags: Vec::new(),
             window: 0,
+            operations_max: [config.operations_max, writes_max(&config)],
             free: Vec::with_capacity(config.window.into()),
             filling: [None; 2],
             ready: [
@@ -477,7 +503,7 @@ impl Flow {
         self.tags[index as usize][slot.count as usize] = tag;
         slot.len += len as u16;
         slot.count += 1;
-        if slot.count == self.config.operations_max {
+        if slot.count == self.operations_max[class] {
             self.close(class);
         }
         Ok(())
@@ -601,7 +627,7 @@ impl Flow {
         &mut self,
         now: Instant,
         datagram: &[u8],
-        sink: &mut impl FnMut(u64, Outcome<'_>),
+        sink: &mut impl FnMut(Ended<'_>),
     ) -> Result<(), DropReason> {
         let (common, body) = open(datagram)?;
         let in_session = matches!(common.kind, Kind::REPLY | Kind::PONG | Kind::STATISTICS);
@@ -623,7 +649,7 @@ impl Flow {
 
     /// Notices what time has done: marks lost requests for sending again and gives up operations past their deadline.
     #[inline]
-    pub fn poll_timers(&mut self, now: Instant, sink: &mut impl FnMut(u64, Outcome<'_>)) {
+    pub fn poll_timers(&mut self, now: Instant, sink: &mut impl FnMut(Ended<'_>)) {
         self.detect_losses(now);
         if now >= self.next_deadline_check {
             let interval =
@@ -649,7 +675,7 @@ impl Flow {
     }
 
     /// Ends everything: what was never sent as not executed, writes in flight as unknown.
-    pub fn abandon(&mut self, sink: &mut impl FnMut(u64, Outcome<'_>)) {
+    pub fn abandon(&mut self, sink: &mut impl FnMut(Ended<'_>)) {
         for index in 0..self.slots.len() {
             if self.slots[index].phase != Phase::Free {
                 self.fail(index as u8, Reason::SessionLost, sink);
@@ -726,7 +752,10 @@ impl Flow {
         let header = RequestHeader {
             common: Common {
                 kind: Kind::REQUEST,
-                flags: Flags::READ_ONLY.when(!slot.writes).with(Flags::CHECKSUM.when(checksum)),
+                flags: Flags::READ_ONLY
+                    .when(!slot.writes)
+                    .with(Flags::CHECKSUM.when(checksum))
+                    .with(Flags::VERSIONS.when(self.config.versions)),
                 slot: index,
                 attempt: slot.attempt,
                 session: self.session.into(),
@@ -856,7 +885,7 @@ impl Flow {
         &mut self,
         now: Instant,
         message: &[u8],
-        sink: &mut impl FnMut(u64, Outcome<'_>),
+        sink: &mut impl FnMut(Ended<'_>),
     ) -> Result<(), DropReason> {
         let (header, results) = ReplyHeader::ref_from_prefix(message).map_err(|_| DropReason::Truncated)?;
         let common = &header.common;
@@ -876,18 +905,20 @@ impl Flow {
         self.counters.replies += 1;
 
         let tags = &self.tags[index as usize];
+        let versions = common.flags.contains(Flags::VERSIONS);
+        let data_epoch = self.data_epoch;
         let (mut results, mut done) = (results, 0);
         if slot.received.has_none_of(header.first, header.count) {
             // Nearly always: every result is new, and what each means is plain.
             let first = usize::from(header.first);
             for &tag in &tags[first..first + usize::from(header.count)] {
-                let (outcome, rest) = match OpResult::parse(results) {
-                    Ok((OpResult::Value(value), rest)) => (Outcome::Value(value), rest),
-                    Ok((OpResult::NotFound, rest)) => (Outcome::NotFound, rest),
-                    Ok((OpResult::Done, rest)) => (Outcome::Done, rest),
+                let (outcome, version, rest) = match OpResult::parse(results, versions) {
+                    Ok((OpResult::Value(value), version, rest)) => (Outcome::Value(value), version, rest),
+                    Ok((OpResult::NotFound, version, rest)) => (Outcome::NotFound, version, rest),
+                    Ok((OpResult::Done, version, rest)) => (Outcome::Done, version, rest),
                     _ => break,
                 };
-                sink(tag, outcome);
+                sink(Ended { tag, outcome, version, data_epoch });
                 results = rest;
                 done += 1;
             }
@@ -895,25 +926,33 @@ impl Flow {
             slot.missing -= done;
         }
         let mut verdict = Ok(());
-        for (result, position) in Results::new(results, header.count - done).zip(header.first + done..) {
-            let outcome = match result {
+        let left = Results::new(results, header.count - done, versions);
+        for (result, position) in left.zip(header.first + done..) {
+            let (result, version) = match result {
                 Ok(_) if slot.received.has(position) => continue,
-                Ok(OpResult::NotExecuted(Reason::ReplyFull)) if !slot.writes => {
-                    slot.refused.set(position);
-                    continue;
-                }
-                Ok(OpResult::Value(value)) => Outcome::Value(value),
-                Ok(OpResult::NotFound) => Outcome::NotFound,
-                Ok(OpResult::Done) => Outcome::Done,
-                Ok(OpResult::NotExecuted(reason)) => Outcome::NotExecuted(reason),
+                Ok(result) => result,
                 Err(reason) => {
                     verdict = Err(reason);
                     break;
                 }
             };
+            let outcome = match result {
+                OpResult::NotExecuted(Reason::ReplyFull) if !slot.writes => {
+                    slot.refused.set(position);
+                    continue;
+                }
+                OpResult::Value(value) => Outcome::Value(value),
+                OpResult::NotFound => Outcome::NotFound,
+                OpResult::Done => Outcome::Done,
+                OpResult::NotExecuted(reason) => Outcome::NotExecuted(reason),
+                OpResult::Long(_) => {
+                    verdict = Err(DropReason::Malformed);
+                    break;
+                }
+            };
             slot.received.set(position);
             slot.missing -= 1;
-            sink(tags[position as usize], outcome);
+            sink(Ended { tag: tags[position as usize], outcome, version, data_epoch });
         }
         if slot.missing == 0 {
             self.complete(now, index, common.attempt);
@@ -978,7 +1017,7 @@ impl Flow {
         &mut self,
         now: Instant,
         message: &[u8],
-        sink: &mut impl FnMut(u64, Outcome<'_>),
+        sink: &mut impl FnMut(Ended<'_>),
     ) -> Result<(), DropReason> {
         let (opened, _) = Opened::ref_from_prefix(message).map_err(|_| DropReason::Truncated)?;
         if !matches!(self.state, State::Opening(_)) || opened.nonce != self.nonce {
@@ -990,6 +1029,7 @@ impl Flow {
             return Err(DropReason::Malformed);
         }
         self.state = State::Open;
+        self.data_epoch = opened.data_epoch.get();
         self.session = opened.common.session.get();
         self.token = opened.common.token.get();
         self.info = Some(ServerInfo {
@@ -1027,11 +1067,12 @@ impl Flow {
         &mut self,
         now: Instant,
         message: &[u8],
-        sink: &mut impl FnMut(u64, Outcome<'_>),
+        sink: &mut impl FnMut(Ended<'_>),
     ) -> Result<(), DropReason> {
         let (refusal, _) = NoSession::ref_from_prefix(message).map_err(|_| DropReason::Truncated)?;
         // Who does not know the token can not end the session.
         self.check_session(&refusal.common)?;
+        self.data_epoch = refusal.data_epoch.get();
         for index in 0..self.slots.len() as u16 {
             let index = index as u8;
             let slot = &mut self.slots[index as usize];
@@ -1098,7 +1139,7 @@ impl Flow {
     }
 
     /// Makes as many slots usable as the session has; requests in slots that it does not have are given up.
-    fn resize(&mut self, window: u16, sink: &mut impl FnMut(u64, Outcome<'_>)) {
+    fn resize(&mut self, window: u16, sink: &mut impl FnMut(Ended<'_>)) {
         self.window = window;
         let window = usize::from(window);
         for index in window..self.slots.len() {
@@ -1174,7 +1215,7 @@ impl Flow {
         }
     }
 
-    fn give_up(&mut self, now: Instant, sink: &mut impl FnMut(u64, Outcome<'_>)) {
+    fn give_up(&mut self, now: Instant, sink: &mut impl FnMut(Ended<'_>)) {
         for index in 0..self.slots.len() {
             let slot = &self.slots[index];
             if slot.phase != Phase::Free && now.since(slot.pushed_at) >= self.config.timeout {
@@ -1184,14 +1225,15 @@ impl Flow {
     }
 
     /// Ends a request without an answer: a write that was sent is unknown, everything else had no effect.
-    fn fail(&mut self, index: u8, reason: Reason, sink: &mut impl FnMut(u64, Outcome<'_>)) {
+    fn fail(&mut self, index: u8, reason: Reason, sink: &mut impl FnMut(Ended<'_>)) {
         let slot = &mut self.slots[index as usize];
         let unknown = slot.writes && slot.exposed;
         let outcome = if unknown { Outcome::OutcomeUnknown } else { Outcome::NotExecuted(reason) };
         let phase = std::mem::replace(&mut slot.phase, Phase::Free);
         for position in 0..slot.count {
             if !slot.received.has(position) {
-                sink(self.tags[index as usize][position as usize], outcome);
+                let tag = self.tags[index as usize][position as usize];
+                sink(Ended { tag, outcome, version: 0, data_epoch: self.data_epoch });
             }
         }
         let class = if self.slots[index as usize].writes { WRITES } else { READS };
@@ -1215,6 +1257,12 @@ impl Flow {
         self.jitter ^= self.jitter << 17;
         duration * 3 / 4 + duration / 2 * (self.jitter >> 48) as u32 / (1 << 16)
     }
+}
+
+/// Most writes in a request: their results fit one datagram.
+fn writes_max(config: &FlowConfig) -> u8 {
+    let versioned = (BODY_LEN_MAX / VERSIONED_RESULT_LEN) as u8;
+    if config.versions { config.operations_max.min(versioned) } else { config.operations_max }
 }
 
 /// Checks key and value against the limits.
@@ -1261,6 +1309,7 @@ mod tests {
             window: 1,
             operations_max: 1,
             checksum: false,
+            versions: false,
             rto_floor: Duration::from_micros(200),
             timeout: Duration::from_secs(1),
             epoch: 0,
@@ -1280,7 +1329,7 @@ mod tests {
         };
         flow.state = State::Open;
         flow.info = Some(info);
-        flow.resize(1, &mut |_, _| ());
+        flow.resize(1, &mut |_| ());
         flow.session_requests = SESSION_REQUESTS_MAX;
         let now = Instant::from_nanos(1);
         let operation = Operation::get(&b"k"[..]);

@@ -12,13 +12,10 @@ use crate::{
     drops::DropReason,
     time::Instant,
     wire::{
-        Common, Cookie, CookieReply, DATAGRAM_LEN_MAX, Flags, Hello, Kind, NoSession, Nonce, Open, Opened,
-        RefusalReason, Refused, RequestHeader, TRAILER_LEN, open, seal,
+        Common, Cookie, CookieReply, DATAGRAM_LEN_MAX, Flags, Hello, Kind, NoSession, Nonce, OPERATIONS_MAX,
+        OpResult, Open, Opened, Reason, RefusalReason, Refused, RequestHeader, TRAILER_LEN, open, seal,
     },
 };
-
-/// Bytes of results that a slot keeps: a result of a write takes 2, and a request has at most 255 operations.
-pub const STORED_LEN_MAX: usize = 2 * 255;
 
 /// Cookies are accepted in the period they were made in and in the next.
 const COOKIE_PERIOD: Duration = Duration::from_secs(60);
@@ -59,29 +56,58 @@ pub struct SessionConfig {
 pub struct Slot {
     last_seq: u32,
     wrote: bool,
-    stored_count: u8,
-    stored_len: u16,
-    stored: [u8; STORED_LEN_MAX],
+    /// Results kept of a write.
+    count: u8,
+    /// The shard's version before the write.
+    base_version: u64,
+    /// One result each: [`CODE_DONE`], [`CODE_NOT_FOUND`], or above that the reason of a refusal. Their versions follow
+    /// from the base, because nobody else writes while a request is executed.
+    codes: [u8; OPERATIONS_MAX],
 }
+
+const CODE_DONE: u8 = 0;
+const CODE_NOT_FOUND: u8 = 1;
+const CODE_REASON: u8 = 2;
 
 impl Slot {
     const EMPTY: Self =
-        Self { last_seq: 0, wrote: false, stored_count: 0, stored_len: 0, stored: [0; STORED_LEN_MAX] };
+        Self { last_seq: 0, wrote: false, count: 0, base_version: 0, codes: [0; OPERATIONS_MAX] };
 
-    /// Keeps the answer of the write that this slot was admitted for, so that a duplicate is answered and not executed.
-    ///
-    /// # Panics
-    /// When `results` is longer than [`STORED_LEN_MAX`]: no write's results are.
-    pub fn store(&mut self, results: &[u8], count: u8) {
-        self.stored[..results.len()].copy_from_slice(results);
-        self.stored_len = results.len() as u16;
-        self.stored_count = count;
+    /// Begins to keep the results of the write that this slot was admitted for, so that a duplicate is answered and not
+    /// executed; the shard has had `base_version` writes so far.
+    pub const fn begin(&mut self, base_version: u64) {
+        self.base_version = base_version;
+        self.count = 0;
     }
 
-    /// The kept answer: result bytes and their count.
-    #[must_use]
-    pub fn stored(&self) -> (&[u8], u8) {
-        (&self.stored[..self.stored_len as usize], self.stored_count)
+    /// Keeps the next result.
+    ///
+    /// # Panics
+    /// When a write cannot have it, or it is the 256th.
+    #[inline]
+    pub fn keep(&mut self, result: &OpResult<'_>) {
+        let code = match result {
+            OpResult::Done => CODE_DONE,
+            OpResult::NotFound => CODE_NOT_FOUND,
+            OpResult::NotExecuted(reason) => CODE_REASON + reason.code() as u8,
+            OpResult::Value(_) | OpResult::Long(_) => unreachable!("writes have no values"),
+        };
+        self.codes[usize::from(self.count)] = code;
+        self.count += 1;
+    }
+
+    /// The results kept, each with its version.
+    #[inline]
+    pub fn kept(&self) -> impl Iterator<Item = (OpResult<'static>, u64)> + '_ {
+        let mut version = self.base_version;
+        self.codes[..usize::from(self.count)].iter().map(move |&code| match code {
+            CODE_DONE => {
+                version += 1;
+                (OpResult::Done, version)
+            }
+            CODE_NOT_FOUND => (OpResult::NotFound, version),
+            reason => (OpResult::NotExecuted(Reason::from_code((reason - CODE_REASON).into())), 0),
+        })
     }
 }
 
@@ -184,8 +210,7 @@ impl SessionTable {
         }
         slot.last_seq = seq;
         slot.wrote = wrote;
-        slot.stored_len = 0;
-        slot.stored_count = 0;
+        slot.count = 0;
         Ok(Verdict::Execute)
     }
 
@@ -206,7 +231,7 @@ impl SessionTable {
     /// becomes new.
     pub fn reject(&mut self, header: &RequestHeader) {
         let slot = self.slot(header);
-        if slot.wrote && slot.stored_count == 0 && slot.last_seq == header.seq.get() {
+        if slot.wrote && slot.count == 0 && slot.last_seq == header.seq.get() {
             slot.last_seq -= 1;
             slot.wrote = false;
         }
@@ -310,7 +335,14 @@ impl SessionTable {
             return None;
         }
         let common = Common { kind: Kind::NO_SESSION, flags: Flags::CHECKSUM, ..*common };
-        Some(seal(&NoSession { common, boot_id: self.config.boot_id.into() }, out))
+        Some(seal(
+            &NoSession {
+                common,
+                boot_id: self.config.boot_id.into(),
+                data_epoch: self.config.data_epoch.into(),
+            },
+            out,
+        ))
     }
 
     /// Ends sessions whose lease has run out. Cheap when called often: it looks once a second.

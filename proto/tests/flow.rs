@@ -6,7 +6,7 @@ use std::{collections::HashMap, net::SocketAddr, time::Duration};
 
 use linerate_proto::{
     DropReason, Instant,
-    flow::{Flow, FlowConfig, Outcome, PushError, check_lengths},
+    flow::{Ended, Flow, FlowConfig, Outcome, PushError, check_lengths},
     session::{Control, SessionConfig, SessionTable, Verdict},
     wire::{
         DATAGRAM_LEN_MAX, Flags, Kind, OpResult, Operation, OperationKind, Operations, Ping, Reason,
@@ -106,9 +106,10 @@ impl Server {
         };
         let mut out = [0; DATAGRAM_LEN_MAX];
         if verdict == Verdict::Replay {
-            let (results, count) = self.table.slot(header).stored();
-            let mut builder = ReplyBuilder::new(&mut out);
-            assert!(builder.push_written(results, count));
+            let mut builder = ReplyBuilder::new(&mut out, DATAGRAM_LEN_MAX, false);
+            for (result, version) in self.table.slot(header).kept() {
+                assert!(builder.push(result, version));
+            }
             let len = builder.finish(reply, 0);
             return Ok(vec![out[..len].to_vec()]);
         }
@@ -121,39 +122,39 @@ impl Server {
             }
         };
         let per_reply = if reads { self.per_reply } else { usize::MAX };
+        if !reads {
+            self.table.slot(header).begin(0);
+        }
         let mut replies = vec![];
         let mut first = 0;
         while first < operations.len() {
-            let mut builder = ReplyBuilder::new(&mut out);
+            let mut builder = ReplyBuilder::new(&mut out, DATAGRAM_LEN_MAX, false);
             for (index, operation) in operations.iter().enumerate().skip(first).take(per_reply) {
-                let fits = if reads && index >= self.results_max {
-                    builder.push(OpResult::NotExecuted(Reason::ReplyFull))
+                let result = if reads && index >= self.results_max {
+                    OpResult::NotExecuted(Reason::ReplyFull)
                 } else {
                     match operation.kind {
-                        OperationKind::Get => builder.push(
-                            self.store
-                                .get(operation.key.bytes())
-                                .map_or(OpResult::NotFound, |value| OpResult::Value(value)),
-                        ),
+                        OperationKind::Get => {
+                            let value = self.store.get(operation.key.bytes());
+                            value.map_or(OpResult::NotFound, |value| OpResult::Value(value))
+                        }
                         OperationKind::Put => {
                             self.store.insert(operation.key.bytes().to_vec(), operation.value.to_vec());
                             *self.effects.entry(operation.value.to_vec()).or_default() += 1;
-                            builder.push(OpResult::Done)
+                            OpResult::Done
                         }
-                        OperationKind::Delete => {
-                            builder.push(match self.store.remove(operation.key.bytes()) {
-                                Some(_) => OpResult::Done,
-                                None => OpResult::NotFound,
-                            })
-                        }
+                        OperationKind::Delete => match self.store.remove(operation.key.bytes()) {
+                            Some(_) => OpResult::Done,
+                            None => OpResult::NotFound,
+                        },
                     }
                 };
-                if !fits {
+                if !builder.push(result, 0) {
                     break;
                 }
-            }
-            if !reads {
-                self.table.slot(header).store(builder.results(), builder.count());
+                if !reads {
+                    self.table.slot(header).keep(&result);
+                }
             }
             let count = usize::from(builder.count());
             let len = builder.finish(ReplyHeader { first: first as u8, ..reply }, 0);
@@ -202,6 +203,7 @@ const CONFIG: FlowConfig = FlowConfig {
     window: 8,
     operations_max: 8,
     checksum: false,
+    versions: false,
     rto_floor: Duration::from_micros(200),
     timeout: Duration::from_secs(2),
     epoch: 1,
@@ -290,8 +292,8 @@ impl Pair {
     }
 }
 
-fn collect(ends: &mut Vec<(u64, End)>) -> impl FnMut(u64, Outcome<'_>) + '_ {
-    |tag, outcome| {
+fn collect(ends: &mut Vec<(u64, End)>) -> impl FnMut(Ended<'_>) + '_ {
+    |Ended { tag, outcome, .. }| {
         ends.push((
             tag,
             match outcome {

@@ -6,8 +6,8 @@ use linerate_proto::{
     DropReason, Instant,
     session::{Control, SessionConfig, SessionTable, Verdict},
     wire::{
-        Common, CookieReply, DATAGRAM_LEN_MAX, Flags, Hello, Kind, NoSession, Nonce, Open, Opened, Ping,
-        Refused, RequestHeader, TRAILER_LEN, open, seal, write_trailer,
+        Common, CookieReply, DATAGRAM_LEN_MAX, Flags, Hello, Kind, NoSession, Nonce, OpResult, Open, Opened,
+        Ping, Reason, Refused, RequestHeader, TRAILER_LEN, open, seal, write_trailer,
     },
 };
 use proptest::prelude::*;
@@ -133,7 +133,7 @@ fn a_repeated_open_gets_the_same_session() {
         table.admit(at(1), &request(&first, 0, 1, Flags::NONE), &client(), false),
         Ok(Verdict::Execute)
     );
-    table.slot(&request(&first, 0, 1, Flags::NONE)).store(&[1, 2], 1);
+    table.slot(&request(&first, 0, 1, Flags::NONE)).keep(&OpResult::Done);
     let second = session(&mut table, at(20), client(), NONCE, 4);
     assert_eq!((second.common.session, second.common.token), (first.common.session, first.common.token));
     assert_eq!((table.count(), table.opened()), (1, 1));
@@ -324,14 +324,19 @@ fn no_session_echoes_the_token_to_questions_long_enough() {
 #[test]
 fn writes_by_sequence_number() {
     let (mut table, opened) = opened(2);
+    let results =
+        [OpResult::Done, OpResult::NotFound, OpResult::NotExecuted(Reason::NoSpace), OpResult::Done];
     let mut admit = |slot, seq| {
         let header = request(&opened, slot, seq, Flags::NONE);
         let verdict = table.admit(at(1), &header, &client(), false)?;
         if verdict == Verdict::Execute {
-            assert_eq!(table.slot(&header).stored(), (&[][..], 0), "nothing of the last request is left");
-            table.slot(&header).store(&seq.to_be_bytes(), 2);
+            assert_eq!(table.slot(&header).kept().count(), 0, "nothing of the last request is left");
+            table.slot(&header).begin(seq.into());
+            results.iter().for_each(|result| table.slot(&header).keep(result));
         } else {
-            assert_eq!(table.slot(&header).stored(), (&seq.to_be_bytes()[..], 2));
+            let version = u64::from(seq);
+            let versions = [version + 1, version + 1, 0, version + 2];
+            assert!(table.slot(&header).kept().eq(results.into_iter().zip(versions)));
         }
         Ok(verdict)
     };
@@ -372,11 +377,11 @@ fn a_rejected_write_may_come_again() {
     let write = |seq| request(&opened, 0, seq, Flags::NONE);
     let read = |seq| request(&opened, 0, seq, Flags::READ_ONLY);
     assert_eq!(table.admit(at(1), &write(3), &client(), false), Ok(Verdict::Execute));
-    table.slot(&write(3)).store(&[0, 0], 1);
+    table.slot(&write(3)).keep(&OpResult::Done);
     assert_eq!(table.admit(at(1), &write(4), &client(), false), Ok(Verdict::Execute));
     table.reject(&write(4));
     assert_eq!(table.admit(at(1), &write(4), &client(), false), Ok(Verdict::Execute));
-    table.slot(&write(4)).store(&[0, 0], 1);
+    table.slot(&write(4)).keep(&OpResult::Done);
     // Broken copies of an answered write, and of reads, change nothing.
     assert_eq!(table.admit(at(1), &write(4), &client(), false), Ok(Verdict::Replay));
     table.reject(&write(4));
@@ -531,7 +536,7 @@ proptest! {
             if broken {
                 table.reject(&header);
             } else if verdict == Verdict::Execute && !reads {
-                table.slot(&header).store(&[0x40, 0], 1);
+                table.slot(&header).keep(&OpResult::Done);
                 prop_assert!(executed.insert((slot, seq)));
             } else if verdict == Verdict::Replay {
                 prop_assert!(executed.contains(&(slot, seq)));

@@ -19,7 +19,7 @@ use nix::{
     unistd::{SysconfVar, sysconf},
 };
 
-use crate::store::MemoryUse;
+use crate::store::Store;
 
 /// What a worker counts itself. Written by one thread only.
 #[derive(Clone, Copy, Debug, Default)]
@@ -53,22 +53,20 @@ impl Published {
         std::array::from_fn(|index| self.0[index].load(Ordering::Relaxed))
     }
 
-    #[expect(
-        clippy::too_many_arguments,
-        reason = "each is a different source of numbers; a struct would only rename them"
-    )]
-    pub(crate) fn store(
+    fn set(&self, statistic: Statistic, value: u64) {
+        self.0[statistic as usize].store(value, Ordering::Relaxed);
+    }
+
+    /// What the worker knows itself; costs no system call.
+    pub(crate) fn store_worker(
         &self,
         worker: &WorkerCounters,
         drops: &Drops,
         sessions: &SessionTable,
-        memory: &MemoryUse,
-        records: usize,
-        ports: &PortCounters,
-        uptime: Duration,
+        store: &Store,
     ) {
-        let set =
-            |statistic: Statistic, value: u64| self.0[statistic as usize].store(value, Ordering::Relaxed);
+        let set = |statistic: Statistic, value: u64| self.set(statistic, value);
+        let memory = store.memory();
         set(Statistic::Gets, worker.gets);
         set(Statistic::Hits, worker.hits);
         set(Statistic::Puts, worker.puts);
@@ -81,10 +79,19 @@ impl Published {
         set(Statistic::SessionsOpened, sessions.opened());
         set(Statistic::SessionsRefused, sessions.refused());
         set(Statistic::SessionsBytes, sessions.memory_len() as u64);
-        set(Statistic::Records, records as u64);
+        set(Statistic::Records, store.len() as u64);
+        set(Statistic::Version, store.version());
         set(Statistic::ItemsBytes, memory.items_len as u64);
         set(Statistic::IndexBytes, memory.index_len as u64);
         set(Statistic::MemoryBytes, memory.cap_len as u64);
+        for (index, reason) in DropReason::ALL.into_iter().enumerate() {
+            self.0[Statistic::DropTruncated as usize + index].store(drops.of(reason), Ordering::Relaxed);
+        }
+    }
+
+    /// What the system and the ports know.
+    pub(crate) fn store_system(&self, ports: &PortCounters, uptime: Duration) {
+        let set = |statistic: Statistic, value: u64| self.set(statistic, value);
         set(Statistic::CpuNs, thread_cpu_ns());
         set(Statistic::RssBytes, process_rss_len());
         set(Statistic::UptimeNs, u64::try_from(uptime.as_nanos()).unwrap_or(u64::MAX));
@@ -101,9 +108,6 @@ impl Published {
         set(Statistic::ConnectionsOpened, ports.connections_opened);
         set(Statistic::ConnectionsRefused, ports.connections_refused);
         set(Statistic::ConnectionsDropped, ports.connections_dropped);
-        for (index, reason) in DropReason::ALL.into_iter().enumerate() {
-            self.0[Statistic::DropTruncated as usize + index].store(drops.of(reason), Ordering::Relaxed);
-        }
     }
 }
 

@@ -10,15 +10,15 @@ use linerate_proto::{
     placement::{Partition, core_of},
     session::{Control, SessionConfig, SessionTable, Verdict},
     wire::{
-        self, Common, DATAGRAM_LEN_MAX, Flags, Gets, Kind, OpResult, OperationKind, Operations, Ping,
-        REPLY_DATAGRAMS_MAX, Reason, ReplyBuilder, ReplyHeader, RequestHeader, Statistics,
+        self, BODY_LEN_MAX, Common, DATAGRAM_LEN_MAX, Flags, Gets, Kind, OpResult, OperationKind, Operations,
+        Ping, REPLY_DATAGRAMS_MAX, Reason, ReplyBuilder, ReplyHeader, RequestHeader, Statistics,
     },
 };
 use zerocopy::{FromBytes, IntoBytes};
 
 use crate::{
     stats::{Published, WorkerCounters},
-    store::{NoSpace, Probe, Store},
+    store::{Found, NoSpace, Probe, Store},
 };
 
 /// A batch is executed once it holds this many operations. Prefetching needs some 64 to hide a memory access; more than
@@ -35,6 +35,9 @@ const FLUSH_CHUNKS: usize = 3;
 
 /// The last request that joins a batch may bring it up to this.
 const BATCH_OPERATIONS_MAX: usize = BATCH_OPERATIONS + wire::OPERATIONS_MAX;
+
+/// Writes whose results with versions, 10 bytes each, fit a datagram.
+const VERSIONED_WRITES_MAX: usize = BODY_LEN_MAX / 10;
 
 /// Datagrams of full length that a chunk of the outbox takes.
 const DATAGRAMS_PER_CHUNK: usize = 44;
@@ -234,7 +237,8 @@ impl Worker {
         batch: &mut Batch<'a>,
     ) -> Result<Task, DropReason> {
         let read_only = header.common.flags.contains(Flags::READ_ONLY);
-        if header.count == 0 {
+        let versions = header.common.flags.contains(Flags::VERSIONS);
+        if header.count == 0 || (!read_only && versions && usize::from(header.count) > VERSIONED_WRITES_MAX) {
             return Err(DropReason::Malformed);
         }
         let mut owned = true;
@@ -283,7 +287,9 @@ impl Worker {
                 header: ReplyHeader {
                     common: Common {
                         kind: Kind::REPLY,
-                        flags: self.sessions.reply_flags(request.header),
+                        flags: self.sessions.reply_flags(request.header).with(
+                            Flags::VERSIONS.when(request.header.common.flags.contains(Flags::VERSIONS)),
+                        ),
                         ..request.header.common
                     },
                     seq: request.header.seq,
@@ -296,8 +302,14 @@ impl Worker {
             };
             match request.task {
                 Task::Read => self.read(lookups, &reply, outbox),
-                Task::Write => self.write(request, lookups, &reply, outbox),
-                Task::Replay => self.replay(request.header, &reply, outbox),
+                Task::Write => {
+                    self.write(request, lookups);
+                    self.reply_kept(request.header, &reply, outbox);
+                }
+                Task::Replay => {
+                    self.counters.replays += 1;
+                    self.reply_kept(request.header, &reply, outbox);
+                }
                 Task::Refuse(reason) => self.refuse(request.header, reason, &reply, outbox),
             }
         }
@@ -311,7 +323,7 @@ impl Worker {
         let mut first = 0;
         for datagram in 1..=REPLY_DATAGRAMS_MAX {
             let slot = outbox.begin(reply.peer, DATAGRAM_LEN_MAX).expect("the batch was sized by the room");
-            let mut builder = ReplyBuilder::new(slot.bytes);
+            let mut builder = reply.builder(slot.bytes);
             // The last datagram must have a word on every operation that is left.
             let is_last = datagram == REPLY_DATAGRAMS_MAX;
             (left, builder) = if is_last { self.fill_last(left, builder) } else { self.fill(left, builder) };
@@ -344,12 +356,13 @@ impl Worker {
                 break;
             }
             // A write earlier in the batch may have moved the item: then this looks again.
-            let value = self.store.get_probed(lookup.key, lookup.hash, lookup.probe);
-            if !builder.push(value.map_or(OpResult::NotFound, OpResult::Value)) {
+            let found = self.store.get_probed(lookup.key, lookup.hash, lookup.probe);
+            let (result, version) = self.result_of(found);
+            if !builder.push(result, version) {
                 break;
             }
-            shortest = shortest.min(value.map_or(0, <[u8]>::len));
-            hits += u64::from(value.is_some());
+            shortest = shortest.min(found.map_or(0, |found| found.value.len()));
+            hits += u64::from(found.is_some());
             done += 1;
         }
         self.counters.hits += hits;
@@ -364,29 +377,32 @@ impl Worker {
         mut builder: ReplyBuilder<'o>,
     ) -> (&'l [Lookup<'k>], ReplyBuilder<'o>) {
         for (lookup, left) in lookups.iter().zip((0..lookups.len()).rev()) {
-            let value = self.store.get_probed(lookup.key, lookup.hash, lookup.probe);
-            let result = value.map_or(OpResult::NotFound, OpResult::Value);
+            let found = self.store.get_probed(lookup.key, lookup.hash, lookup.probe);
+            let (result, version) = self.result_of(found);
             if builder.fits(&result, left) {
-                self.counters.hits += u64::from(value.is_some());
-                assert!(builder.push(result), "it fits");
+                self.counters.hits += u64::from(found.is_some());
+                assert!(builder.push(result, version), "it fits");
             } else {
-                assert!(builder.push(OpResult::NotExecuted(Reason::ReplyFull)), "room was kept for it");
+                assert!(builder.push(OpResult::NotExecuted(Reason::ReplyFull), 0), "room was kept for it");
             }
         }
         (&[], builder)
     }
 
-    /// Executes puts and deletes, answers them in one datagram, and keeps that answer in the slot.
-    fn write(
-        &mut self,
-        request: &Request<'_>,
-        lookups: &[Lookup<'_>],
-        reply: &Reply<'_>,
-        outbox: &mut Outbox,
-    ) {
+    /// The result of a get and its version.
+    #[inline(always)]
+    fn result_of<'s>(&self, found: Option<Found<'s>>) -> (OpResult<'s>, u64) {
+        match found {
+            Some(Found { value, version }) => (OpResult::Value(value), version),
+            None => (OpResult::NotFound, self.store.version()),
+        }
+    }
+
+    /// Executes puts and deletes in order, keeping their results in the slot.
+    fn write(&mut self, request: &Request<'_>, lookups: &[Lookup<'_>]) {
         self.counters.requests += 1;
-        let slot = outbox.begin(reply.peer, DATAGRAM_LEN_MAX).expect("the batch was sized by the room");
-        let mut builder = ReplyBuilder::new(slot.bytes);
+        let slot = self.sessions.slot(request.header);
+        slot.begin(self.store.version());
         let operations = Operations::new(request.body, request.header.count, false);
         for (operation, Lookup { hash, .. }) in operations.zip(lookups) {
             let operation = operation.expect("the request was parsed when it joined the batch");
@@ -394,7 +410,7 @@ impl Worker {
                 OperationKind::Put => {
                     self.counters.puts += 1;
                     match self.store.put(operation.key, *hash, operation.value) {
-                        Ok(()) => OpResult::Done,
+                        Ok(_) => OpResult::Done,
                         Err(NoSpace) => {
                             self.counters.no_space += 1;
                             OpResult::NotExecuted(Reason::NoSpace)
@@ -403,24 +419,24 @@ impl Worker {
                 }
                 OperationKind::Delete => {
                     self.counters.deletes += 1;
-                    if self.store.delete(operation.key, *hash) { OpResult::Done } else { OpResult::NotFound }
+                    match self.store.delete(operation.key, *hash) {
+                        Some(_) => OpResult::Done,
+                        None => OpResult::NotFound,
+                    }
                 }
                 OperationKind::Get => unreachable!("a request of writes holds no get: Operations::new"),
             };
-            assert!(builder.push(result), "255 results of 2 bytes fit a datagram");
+            slot.keep(&result);
         }
-        self.sessions.slot(request.header).store(builder.results(), builder.count());
-        let len = builder.finish(reply.header, slot.segment_len);
-        outbox.commit(len);
     }
 
-    /// Answers a write that was executed before.
-    fn replay(&mut self, header: &RequestHeader, reply: &Reply<'_>, outbox: &mut Outbox) {
-        self.counters.replays += 1;
+    /// Answers a write, for the first time or again, with what its slot has kept.
+    fn reply_kept(&mut self, header: &RequestHeader, reply: &Reply<'_>, outbox: &mut Outbox) {
         let slot = outbox.begin(reply.peer, DATAGRAM_LEN_MAX).expect("the batch was sized by the room");
-        let mut builder = ReplyBuilder::new(slot.bytes);
-        let (results, count) = self.sessions.slot(header).stored();
-        assert!(builder.push_written(results, count), "it fitted when it was stored");
+        let mut builder = reply.builder(slot.bytes);
+        for (result, version) in self.sessions.slot(header).kept() {
+            assert!(builder.push(result, version), "the count was checked when the request was parsed");
+        }
         let len = builder.finish(reply.header, slot.segment_len);
         outbox.commit(len);
     }
@@ -429,13 +445,19 @@ impl Worker {
     /// executed after the client was told.
     fn refuse(&mut self, header: &RequestHeader, reason: Reason, reply: &Reply<'_>, outbox: &mut Outbox) {
         self.counters.wrong_core += u64::from(header.count);
-        let slot = outbox.begin(reply.peer, DATAGRAM_LEN_MAX).expect("the batch was sized by the room");
-        let mut builder = ReplyBuilder::new(slot.bytes);
-        for _ in 0..header.count {
-            assert!(builder.push(OpResult::NotExecuted(reason)), "255 results of 2 bytes fit a datagram");
+        let result = OpResult::NotExecuted(reason);
+        if is_write(header) {
+            let slot = self.sessions.slot(header);
+            slot.begin(self.store.version());
+            (0..header.count).for_each(|_| slot.keep(&result));
+            return self.reply_kept(header, reply, outbox);
         }
-        if !header.common.flags.contains(Flags::READ_ONLY) {
-            self.sessions.slot(header).store(builder.results(), builder.count());
+        let slot = outbox.begin(reply.peer, DATAGRAM_LEN_MAX).expect("the batch was sized by the room");
+        let mut builder = reply.builder(slot.bytes);
+        for _ in 0..header.count {
+            if !builder.push(result, 0) {
+                break; // The client asks for the rest again, and gets the same answer.
+            }
         }
         let len = builder.finish(reply.header, slot.segment_len);
         outbox.commit(len);
@@ -465,6 +487,8 @@ impl Worker {
                         slot.bytes,
                     ),
                     Ok(flags) => {
+                        // What was executed before the question is in the answer.
+                        self.publish_own();
                         let common = Common { kind: Kind::STATISTICS, flags, ..*common };
                         reply_with(
                             &Statistics {
@@ -502,16 +526,12 @@ impl Worker {
 
     /// Publishes the counters, together with those of the core's ports.
     pub fn publish(&mut self, ports: &linerate_dataplane::PortCounters, uptime: std::time::Duration) {
-        let memory = self.store.memory();
-        self.published.store(
-            &self.counters,
-            &self.drops,
-            &self.sessions,
-            &memory,
-            self.store.len(),
-            ports,
-            uptime,
-        );
+        self.publish_own();
+        self.published.store_system(ports, uptime);
+    }
+
+    fn publish_own(&self) {
+        self.published.store_worker(&self.counters, &self.drops, &self.sessions, &self.store);
     }
 }
 
@@ -519,6 +539,18 @@ impl Worker {
 struct Reply<'a> {
     header: ReplyHeader,
     peer: &'a Peer,
+}
+
+impl Reply<'_> {
+    #[inline]
+    fn builder<'o>(&self, bytes: &'o mut [u8]) -> ReplyBuilder<'o> {
+        ReplyBuilder::new(bytes, DATAGRAM_LEN_MAX, self.header.common.flags.contains(Flags::VERSIONS))
+    }
+}
+
+/// Whether a request is one whose results its slot keeps.
+const fn is_write(header: &RequestHeader) -> bool {
+    !header.common.flags.contains(Flags::READ_ONLY)
 }
 
 /// Writes a control message, with the trailer if its flags say so, and returns the datagram's length.

@@ -203,7 +203,7 @@ fn results(reply: &[u8]) -> Vec<String> {
     let (header, _) = ReplyHeader::ref_from_prefix(reply).unwrap();
     assert_eq!(header.common.kind, Kind::REPLY);
     let body = &body[size_of::<ReplyHeader>() - size_of::<Common>()..];
-    Results::new(body, header.count).map(|result| format!("{:?}", result.unwrap())).collect()
+    Results::new(body, header.count, false).map(|result| format!("{:?}", result.unwrap().0)).collect()
 }
 
 fn word(result: OpResult<'_>) -> String {
@@ -343,7 +343,7 @@ impl Sim {
                 pushed += 1;
             }
             session
-                .flush(now, &mut |_, outcome| {
+                .flush(now, &mut |linerate_client::Ended { outcome, .. }| {
                     outcomes.push(matches!(outcome, Outcome::Done | Outcome::Value(b"value")))
                 })
                 .unwrap();

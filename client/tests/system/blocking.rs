@@ -118,7 +118,7 @@ fn a_restart_costs_the_calls_under_way_only<P: Live>(connect: Connect<P>) {
         assert!(rig.elapsed() < rig.patience());
     }
     rig.stop();
-    assert!(matches!(client.put(b"key", b"lost"), Err(Error::OutcomeUnknown)));
+    assert!(matches!(client.put(b"key", b"lost"), Err(Error::OutcomeUnknown { .. })));
     assert!(matches!(client.get(b"key"), Err(Error::NotExecuted(Reason::Deadline))));
     rig.restart();
     let mut tries = 0;

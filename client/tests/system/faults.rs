@@ -151,12 +151,12 @@ fn a_goodbye_among_late_duplicates_is_harmless() {
             ..Faults::NONE
         };
         let mut leaver = rig.attach(1, SessionConfig::default(), seed);
-        pass_until(&mut rig, &mut leaver, &mut |_, _| {}, Session::is_open);
+        pass_until(&mut rig, &mut leaver, &mut |_| {}, Session::is_open);
         rig.network.set_faults(wild);
         let now = rig.now();
         leaver.push(now, Operation::put(b"key", b"value"), 1).unwrap();
         let mut done = false;
-        let sink = &mut |_, outcome: Outcome<'_>| done = outcome == Outcome::Done;
+        let sink = &mut |ended: linerate_client::Ended<'_>| done = ended.outcome == Outcome::Done;
         pass_until(&mut rig, &mut leaver, sink, Session::is_idle);
         assert!(done);
         drop(leaver);
@@ -166,11 +166,11 @@ fn a_goodbye_among_late_duplicates_is_harmless() {
 
         rig.network.set_faults(Faults::NONE);
         let mut other = rig.attach(1, SessionConfig::default(), seed + 1);
-        pass_until(&mut rig, &mut other, &mut |_, _| {}, Session::is_open);
+        pass_until(&mut rig, &mut other, &mut |_| {}, Session::is_open);
         let now = rig.now();
         other.push(now, Operation::get(b"key"), 2).unwrap();
         let mut found = false;
-        let sink = &mut |_, outcome: Outcome<'_>| found = outcome == Outcome::Value(b"value");
+        let sink = &mut |ended: linerate_client::Ended<'_>| found = ended.outcome == Outcome::Value(b"value");
         pass_until(&mut rig, &mut other, sink, Session::is_idle);
         assert!(found, "the server serves on");
         let stats = rig.stats()[0];
@@ -217,7 +217,7 @@ fn outcomes_come_at_the_deadline() {
         let config =
             SessionConfig { timeout: TIMEOUT, window: 256, operations_max: 1, ..SessionConfig::default() };
         let mut session = rig.attach(1, config, seed);
-        pass_until(&mut rig, &mut session, &mut |_, _| {}, Session::is_open);
+        pass_until(&mut rig, &mut session, &mut |_| {}, Session::is_open);
         rig.stop();
         let mut begun = HashMap::new();
         let mut ended = HashMap::new();
@@ -228,12 +228,12 @@ fn outcomes_come_at_the_deadline() {
             if session.push(now, operation, tag).is_ok() {
                 begun.insert(tag, now);
             }
-            session.flush(now, &mut |tag, outcome| record(&mut ended, tag, now, outcome)).unwrap();
+            session.flush(now, &mut |end| record(&mut ended, end.tag, now, end.outcome)).unwrap();
             rig.network.advance(Duration::from_millis(3));
         }
         while !session.is_idle() {
             let now = rig.now();
-            session.flush(now, &mut |tag, outcome| record(&mut ended, tag, now, outcome)).unwrap();
+            session.flush(now, &mut |end| record(&mut ended, end.tag, now, end.outcome)).unwrap();
             rig.network.advance(Duration::from_millis(1));
             assert!(rig.elapsed() < TIMEOUT * 100, "some operation never ends");
         }
@@ -266,7 +266,7 @@ fn record(
 fn pass_until<R: Rig>(
     rig: &mut R,
     session: &mut Session<R::Port>,
-    sink: &mut impl FnMut(u64, Outcome<'_>),
+    sink: &mut impl FnMut(linerate_client::Ended<'_>),
     condition: impl Fn(&Session<R::Port>) -> bool,
 ) {
     while !condition(session) {

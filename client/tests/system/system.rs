@@ -172,7 +172,8 @@ impl<R: Rig> System<R> {
         for Caller { session, calls, open } in &mut self.callers {
             let now = self.rig.now(session);
             let clock = &mut self.clock;
-            let mut sink = |tag: u64, outcome: Outcome<'_>| {
+            let mut sink = |end: linerate_proto::flow::Ended<'_>| {
+                let (tag, outcome) = (end.tag, end.outcome);
                 *clock += 1;
                 let call = &mut calls[tag as usize];
                 assert_eq!(call.ended, None, "operation {tag} ended a second time, now with {outcome:?}");

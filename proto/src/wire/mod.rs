@@ -22,7 +22,7 @@ mod trailer;
 
 pub use handshake::{Cookie, CookieReply, Hello, Nonce, Open, Opened, RefusalReason, Refused};
 pub use operation::{Gets, KEY_LEN_MAX, Operation, OperationKind, Operations};
-pub use result::{OpResult, Reason, ReplyBuilder, Results};
+pub use result::{LongValue, OpResult, Reason, ReplyBuilder, Results};
 pub use stats::{STAT_COUNT, STAT_NAMES, Statistic, Statistics};
 pub use trailer::{TRAILER_LEN, check_trailer, write_trailer};
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned, network_endian as be};
@@ -34,6 +34,10 @@ pub const VERSION: u8 = 1;
 
 /// Payload of a UDP datagram in an unfragmented 1,500-byte IPv4 packet: 1,500 − 20 − 8. Nothing larger is sent.
 pub const DATAGRAM_LEN_MAX: usize = 1_472;
+
+/// No path carries less: the UDP payload of IPv4's least packet of 576 bytes that every host takes (RFC 791 §3.1), rounded
+/// up to that packet.
+pub const DATAGRAM_LEN_MIN: usize = 576;
 
 /// Room kept for the trailer in every datagram. It is what an authentication tag will need, so that limits on keys and
 /// values do not change when one replaces the checksum.
@@ -48,9 +52,12 @@ pub const OPERATIONS_MAX: usize = u8::MAX as usize;
 /// Datagrams that one request may be answered with; operations beyond are marked not executed.
 pub const REPLY_DATAGRAMS_MAX: usize = 64;
 
-/// Requests shorter than this are padded by the client, so that `NO_SESSION`, at 28 bytes, never answers with more
+/// Longest value in bytes: 1 MiB. One that does not fit a datagram travels in pieces.
+pub const VALUE_LEN_MAX: usize = 1 << 20;
+
+/// Requests shorter than this are padded by the client, so that `NO_SESSION`, at 36 bytes, never answers with more
 /// bytes than were asked.
-pub const REQUEST_LEN_MIN: usize = 32;
+pub const REQUEST_LEN_MIN: usize = 40;
 
 /// Version (high four bits) and kind (low four bits) of a datagram.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned)]
@@ -108,6 +115,10 @@ impl Flags {
     pub const CHECKSUM: Self = Self(1);
     /// The request holds gets only. Without it, it holds none.
     pub const READ_ONLY: Self = Self(1 << 1);
+    /// Request: each result shall carry the version of its key. Reply: each does.
+    pub const VERSIONS: Self = Self(1 << 2);
+    /// The request moves pieces of long values: ranges when it is read-only, else begins and parts.
+    pub const TRANSFER: Self = Self(1 << 3);
 
     /// Whether all bits of `other` are set.
     #[inline]
@@ -196,7 +207,7 @@ pub struct Ping {
     pub echo: be::U64,
 }
 
-/// Says that a session is not known: 24 bytes and trailer.
+/// Says that a session is not known: 32 bytes and trailer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned)]
 #[repr(C)]
 pub struct NoSession {
@@ -204,6 +215,8 @@ pub struct NoSession {
     pub common: Common,
     /// Random number of the server's present run.
     pub boot_id: be::U64,
+    /// Changes whenever the contents of the store are lost.
+    pub data_epoch: be::U64,
 }
 
 const _: () = assert!(size_of::<Ping>() == 24);
@@ -298,11 +311,15 @@ mod tests {
             0x10, 0x11, 0x12, 0x13, 0x14, 0x15, 0x16, 0x17,
         ];
         assert_eq!(ping.as_bytes(), bytes);
-        let refusal = NoSession { common: common(Kind::NO_SESSION, Flags::CHECKSUM), boot_id: 1.into() };
-        let mut out = [0; 28];
-        assert_eq!(seal(&refusal, &mut out), 28);
+        let refusal = NoSession {
+            common: common(Kind::NO_SESSION, Flags::CHECKSUM),
+            boot_id: 1.into(),
+            data_epoch: 2.into(),
+        };
+        let mut out = [0; 36];
+        assert_eq!(seal(&refusal, &mut out), 36);
         assert_eq!(out[..2], [0x18, 0x01]);
-        assert_eq!(out[16..24], [0, 0, 0, 0, 0, 0, 0, 1]);
+        assert_eq!(out[16..32], [0, 0, 0, 0, 0, 0, 0, 1, 0, 0, 0, 0, 0, 0, 0, 2]);
         assert!(open(&out).is_ok());
     }
 

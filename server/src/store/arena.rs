@@ -388,6 +388,8 @@ impl Arena {
 mod tests {
     use linerate_proto::Key;
 
+    use super::super::item::Found;
+
     use rand::{RngExt, SeedableRng, rngs::SmallRng};
 
     use super::{super::item::Lengths, *};
@@ -466,7 +468,7 @@ mod tests {
                 block,
                 u64::from(number),
                 Key::from(&number.to_be_bytes()),
-                &[number as u8; 30],
+                Found { value: &[number as u8; 27], version: 1 },
             );
             items.push(block);
         }
@@ -483,8 +485,8 @@ mod tests {
             arena.check(&granules, |block| item::lengths(&granules, block).granule_count());
             for number in (1..60_u32).step_by(2) {
                 let memory = zerocopy::IntoBytes::as_bytes(&granules[..]);
-                let value = item::value_of(memory, items[number as usize], Key::from(&number.to_be_bytes()));
-                assert_eq!(value, Some(&[number as u8; 30][..]));
+                let found = item::found_at(memory, items[number as usize], Key::from(&number.to_be_bytes()));
+                assert_eq!(found.map(|found| found.value), Some(&[number as u8; 27][..]));
             }
         }
         arena.check(&granules, |block| item::lengths(&granules, block).granule_count());
@@ -507,7 +509,8 @@ mod tests {
                 let value = vec![number as u8; random.random_range(0..300)];
                 let count = Lengths::new(4, value.len()).granule_count();
                 let Some(block) = arena.take(&mut granules, count) else { break };
-                item::write(&mut granules, block, number.into(), Key::from(&number.to_be_bytes()), &value);
+                let found = Found { value: &value, version: 1 };
+                item::write(&mut granules, block, number.into(), Key::from(&number.to_be_bytes()), found);
                 items.insert(number, (block, value));
             }
             items.retain(|_, (block, value)| {
@@ -530,7 +533,8 @@ mod tests {
             assert_eq!(arena.take(&mut granules, free_count).map(|_| arena.free_count()), Some(0));
             for (number, (block, value)) in items {
                 let memory = zerocopy::IntoBytes::as_bytes(&granules[..]);
-                assert_eq!(item::value_of(memory, block, Key::from(&number.to_be_bytes())), Some(&value[..]));
+                let found = item::found_at(memory, block, Key::from(&number.to_be_bytes()));
+                assert_eq!(found.map(|found| found.value), Some(&value[..]));
             }
         }
     }

@@ -17,7 +17,7 @@ use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 
 use super::{
     arena::{GRANULE_LEN, Granule},
-    item::{self, Lengths},
+    item::{self, Found, Lengths},
     prefetch::{LINE_LEN, prefetch_line, prefetch_lines},
     tags::{self, SLOTS, SPAN_MASK},
 };
@@ -160,14 +160,14 @@ impl Index {
         reference
     }
 
-    /// The slot and the value of a key.
+    /// The slot of a key and what is stored for it.
     #[inline]
     pub(super) fn find<'memory>(
         &self,
         lines: &'memory [Bucket],
         key: Key<'_>,
         hash: u64,
-    ) -> Option<(Position, &'memory [u8])> {
+    ) -> Option<(Position, Found<'memory>)> {
         let tag = tag_of(hash);
         let mut line = self.home(hash);
         loop {
@@ -175,8 +175,8 @@ impl Index {
             let mut matches = bucket.matches(tag);
             while matches != 0 {
                 let slot = matches.trailing_zeros();
-                if let Some(value) = item::value_of(lines.as_bytes(), bucket.references[slot as usize], key) {
-                    return Some((Position { line: line as u32, slot }, value));
+                if let Some(found) = item::found_at(lines.as_bytes(), bucket.references[slot as usize], key) {
+                    return Some((Position { line: line as u32, slot }, found));
                 }
                 matches &= matches - 1;
             }
@@ -403,7 +403,7 @@ mod tests {
     #[test]
     fn span_counts_lines() {
         for start in 1..9_u32 {
-            for value_len in (0..1_200).chain([65_535]) {
+            for value_len in (0..1_200).chain([65_535, 1 << 20]) {
                 let lengths = Lengths::new(8, value_len);
                 let first = start as usize * GRANULE_LEN;
                 let last = first + lengths.granule_count() as usize * GRANULE_LEN - 1;

@@ -30,11 +30,12 @@ use std::{
 
 use ahash::RandomState;
 use linerate_dataplane::region::Region;
-use linerate_proto::{Key, key::HEAD_LEN};
+use linerate_proto::{Key, key::HEAD_LEN, wire};
 use zerocopy::IntoBytes;
 
 use arena::{Arena, GRANULE_LEN, Granule};
 use index::{Bucket, Entry, GROUP_GRANULES, GROUP_LINES, Index, Position, granules_mut, lines_mut};
+pub use item::Found;
 use item::Lengths;
 use prefetch::{LINE_LEN, prefetch_line};
 
@@ -42,7 +43,7 @@ use prefetch::{LINE_LEN, prefetch_line};
 pub const KEY_LEN_MAX: usize = 255;
 
 /// Longest value, in bytes; the shortest is empty.
-pub const VALUE_LEN_MAX: usize = 65_535;
+pub const VALUE_LEN_MAX: usize = wire::VALUE_LEN_MAX;
 
 /// Least and most memory of a store, in bytes: below, an index leaves no room; above, references overflow.
 const MEMORY_LEN: std::ops::RangeInclusive<usize> = 4096..=64 << 30;
@@ -54,8 +55,10 @@ pub struct Store {
     index: Index,
     arena: Arena,
     hasher: RandomState,
-    /// Puts and deletes so far, modulo 2^32.
+    /// Puts and deletes tried so far, modulo 2^32: after any of them items may lie elsewhere.
     writes: u32,
+    /// Puts and deletes that took effect so far.
+    version: u64,
 }
 
 /// What it is and how full, without the keys and values.
@@ -118,7 +121,7 @@ impl Store {
         let arena = Arena::new(granules_mut(&mut lines), GROUP_GRANULES);
         let [seed0, seed1, seed2, seed3] = seeds;
         let hasher = RandomState::with_seeds(seed0, seed1, seed2, seed3);
-        Ok(Self { lines, index: Index::new(), arena, hasher, writes: 0 })
+        Ok(Self { lines, index: Index::new(), arena, hasher, writes: 0, version: 0 })
     }
 
     /// The hash that every other method wants beside the key. Differs from store to store with the seeds.
@@ -152,10 +155,10 @@ impl Store {
         Probe { reference: self.index.probe(&self.lines, probe.bucket, hash), ..probe }
     }
 
-    /// The value of a key.
+    /// Value and version of a key.
     #[inline]
-    pub fn get(&self, key: Key<'_>, hash: u64) -> Option<&[u8]> {
-        self.index.find(&self.lines, key, hash).map(|(_, value)| value)
+    pub fn get(&self, key: Key<'_>, hash: u64) -> Option<Found<'_>> {
+        self.index.find(&self.lines, key, hash).map(|(_, found)| found)
     }
 
     /// The same as [`Store::get`], faster after a probe of the same hash.
@@ -163,12 +166,12 @@ impl Store {
     /// The hint is checked against the key, and not followed after any write: the answer is always right. Only a hint
     /// that is older than 2^32 writes could be taken for a new one.
     #[inline(always)]
-    pub fn get_probed(&self, key: Key<'_>, hash: u64, probe: Probe) -> Option<&[u8]> {
+    pub fn get_probed(&self, key: Key<'_>, hash: u64, probe: Probe) -> Option<Found<'_>> {
         if probe.writes == self.writes
             && probe.reference != 0
-            && let Some(value) = item::value_of(self.lines.as_bytes(), probe.reference, key)
+            && let Some(found) = item::found_at(self.lines.as_bytes(), probe.reference, key)
         {
-            return Some(value);
+            return Some(found);
         }
         self.get_again(key, hash)
     }
@@ -176,11 +179,18 @@ impl Store {
     /// The rare way on, kept out of the loops that the usual one is part of.
     #[cold]
     #[inline(never)]
-    fn get_again(&self, key: Key<'_>, hash: u64) -> Option<&[u8]> {
+    fn get_again(&self, key: Key<'_>, hash: u64) -> Option<Found<'_>> {
         self.get(key, hash)
     }
 
-    /// Stores a value, in place of the key's former one.
+    /// Writes that have taken effect so far; the latest has this number as its version. An absent key was so at this
+    /// version.
+    #[inline]
+    pub const fn version(&self) -> u64 {
+        self.version
+    }
+
+    /// Stores a value, in place of the key's former one, and returns its version.
     ///
     /// A value that takes no more memory than the former one is never refused.
     ///
@@ -191,28 +201,32 @@ impl Store {
     /// # Panics
     /// When the key is empty or longer than [`KEY_LEN_MAX`], or the value longer than [`VALUE_LEN_MAX`]: bytes from
     /// the network are to be checked where they are parsed.
-    pub fn put(&mut self, key: Key<'_>, hash: u64, value: &[u8]) -> Result<(), NoSpace> {
+    pub fn put(&mut self, key: Key<'_>, hash: u64, value: &[u8]) -> Result<u64, NoSpace> {
         assert!((1..=KEY_LEN_MAX).contains(&key.len()), "a key of {} bytes", key.len());
         assert!(value.len() <= VALUE_LEN_MAX, "a value of {} bytes", value.len());
         self.writes = self.writes.wrapping_add(1);
+        let next = Found { value, version: self.version + 1 };
         match self.index.find(&self.lines, key, hash) {
             Some((position, former)) => {
-                let former = Lengths::new(key.len(), former.len());
-                self.replace(key, hash, value, position, former)
+                let former = Lengths::new(key.len(), former.value.len());
+                self.replace(key, hash, next, position, former)?;
             }
-            None => self.insert(key, hash, value),
+            None => self.insert(key, hash, next)?,
         }
+        self.version = next.version;
+        Ok(next.version)
     }
 
-    /// Removes a key; `false` when there was none.
-    pub fn delete(&mut self, key: Key<'_>, hash: u64) -> bool {
+    /// Removes a key and returns the version of its absence; `None` when there was none.
+    pub fn delete(&mut self, key: Key<'_>, hash: u64) -> Option<u64> {
         self.writes = self.writes.wrapping_add(1);
-        let Some((position, value)) = self.index.find(&self.lines, key, hash) else { return false };
-        let granule_count = Lengths::new(key.len(), value.len()).granule_count();
+        let (position, found) = self.index.find(&self.lines, key, hash)?;
+        let granule_count = Lengths::new(key.len(), found.value.len()).granule_count();
         let start = self.index.entry(&self.lines, position).reference;
         self.index.remove(&mut self.lines, hash, position);
         self.arena.give_back(granules_mut(&mut self.lines), start, granule_count);
-        true
+        self.version += 1;
+        Some(self.version)
     }
 
     /// Keys that are stored.
@@ -239,11 +253,11 @@ impl Store {
         &mut self,
         key: Key<'_>,
         hash: u64,
-        value: &[u8],
+        next: Found<'_>,
         position: Position,
         former: Lengths,
     ) -> Result<(), NoSpace> {
-        let wanted = Lengths::new(key.len(), value.len());
+        let wanted = Lengths::new(key.len(), next.value.len());
         let (former_count, wanted_count) = (former.granule_count(), wanted.granule_count());
         let start = if wanted_count <= former_count {
             let start = self.index.entry(&self.lines, position).reference;
@@ -257,19 +271,19 @@ impl Store {
             start
         };
         let granules = granules_mut(&mut self.lines);
-        item::write(granules, start, hash, key, value);
+        item::write(granules, start, hash, key, next);
         self.index.replace(&mut self.lines, position, Entry::new(hash, start, wanted));
         Ok(())
     }
 
-    fn insert(&mut self, key: Key<'_>, hash: u64, value: &[u8]) -> Result<(), NoSpace> {
+    fn insert(&mut self, key: Key<'_>, hash: u64, next: Found<'_>) -> Result<(), NoSpace> {
         // Room in the index first: growing may move items, so none must be half stored while it does.
         while !self.index.has_room(&self.lines, hash) {
             self.grow()?;
         }
-        let lengths = Lengths::new(key.len(), value.len());
+        let lengths = Lengths::new(key.len(), next.value.len());
         let start = self.take(lengths.granule_count())?;
-        item::write(granules_mut(&mut self.lines), start, hash, key, value);
+        item::write(granules_mut(&mut self.lines), start, hash, key, next);
         self.index.insert(&mut self.lines, hash, Entry::new(hash, start, lengths));
         if self.index.is_crowded() {
             // Refused when memory is full; lookups then get slower by the longer chains, nothing else.
@@ -320,15 +334,15 @@ mod tests {
 
     impl Store {
         fn put_key(&mut self, key: &[u8], value: &[u8]) -> Result<(), NoSpace> {
-            self.put(key.into(), self.hash(key.into()), value)
+            self.put(key.into(), self.hash(key.into()), value).map(|_| ())
         }
 
         fn get_key(&self, key: &[u8]) -> Option<&[u8]> {
-            self.get(key.into(), self.hash(key.into()))
+            self.get(key.into(), self.hash(key.into())).map(|found| found.value)
         }
 
         fn delete_key(&mut self, key: &[u8]) -> bool {
-            self.delete(key.into(), self.hash(key.into()))
+            self.delete(key.into(), self.hash(key.into())).is_some()
         }
 
         /// Every block, list, chain, entry and sum agrees with every other.
@@ -536,16 +550,14 @@ mod tests {
         assert_eq!(store.len(), 1_400);
         let probe = store.probe(hash, store.prefetch_bucket(hash));
         for number in 0..700_u32 {
-            assert_eq!(store.get(Key::from(&number.to_be_bytes()), hash), Some(&number.to_le_bytes()[..]));
-            assert_eq!(
-                store.get_probed(Key::from(&number.to_be_bytes()), hash, probe),
-                Some(&number.to_le_bytes()[..])
-            );
+            let found = store.get(Key::from(&number.to_be_bytes()), hash);
+            assert_eq!(found.map(|found| found.value), Some(&number.to_le_bytes()[..]));
+            assert_eq!(store.get_probed(Key::from(&number.to_be_bytes()), hash, probe), found);
             assert_eq!(store.get_key(&u64::from(number).to_be_bytes()), Some(&b"other"[..]));
         }
         for number in (0..700_u32).map(|number| number * 37 % 700) {
-            assert!(store.delete(Key::from(&number.to_be_bytes()), hash));
-            assert!(!store.delete(Key::from(&number.to_be_bytes()), hash));
+            assert!(store.delete(Key::from(&number.to_be_bytes()), hash).is_some());
+            assert_eq!(store.delete(Key::from(&number.to_be_bytes()), hash), None);
         }
         store.check();
         assert_eq!(store.len(), 700);
@@ -581,7 +593,11 @@ mod tests {
                 let key = random.random_range(0..300_u32).to_be_bytes();
                 let probe = probes[random.random_range(0..probes.len())];
                 let value = store.get_probed(Key::from(&key), store.hash(Key::from(&key)), probe);
-                assert_eq!(value, model.get(&key).map(|value| &value[..]), "step {step}");
+                assert_eq!(
+                    value.map(|found| found.value),
+                    model.get(&key).map(|value| &value[..]),
+                    "step {step}"
+                );
             }
         }
     }
@@ -589,7 +605,7 @@ mod tests {
     /// Goal: the limits of lengths are as documented. Method: the shortest and longest keys and values, and beyond.
     #[test]
     fn lengths_at_the_limits() {
-        let mut store = Store::new(1 << 20, SEEDS).unwrap();
+        let mut store = Store::new(4 << 20, SEEDS).unwrap();
         for (key_len, value_len) in
             [(1, 0), (1, VALUE_LEN_MAX), (KEY_LEN_MAX, 0), (KEY_LEN_MAX, VALUE_LEN_MAX)]
         {
@@ -605,6 +621,29 @@ mod tests {
             assert!(std::panic::catch_unwind(put).is_err(), "{key_len} {value_len}");
         }
         assert_eq!((store.get_key(b""), store.get_key(&[b'k'; 256])), (None, None));
+    }
+
+    /// Goal: versions count the writes that took effect, and stay with what they wrote. Method: each kind of write, with
+    /// and without effect, and an index that grows meanwhile.
+    #[test]
+    fn versions_count_effective_writes() {
+        let mut store = Store::new(64 << 10, SEEDS).unwrap();
+        let put = |store: &mut Store, key: &[u8], value: &[u8]| {
+            store.put(key.into(), store.hash(key.into()), value)
+        };
+        let delete = |store: &mut Store, key: &[u8]| store.delete(key.into(), store.hash(key.into()));
+        assert_eq!(put(&mut store, b"a", b"1"), Ok(1));
+        assert_eq!(put(&mut store, b"b", b"2"), Ok(2));
+        assert_eq!(put(&mut store, b"a", b"3"), Ok(3));
+        assert_eq!(delete(&mut store, b"b"), Some(4));
+        assert_eq!(delete(&mut store, b"b"), None);
+        assert_eq!(put(&mut store, b"c", &[0; 70_000]), Err(NoSpace));
+        assert_eq!(store.version(), 4);
+        for number in 0..200_u32 {
+            assert_eq!(put(&mut store, &number.to_be_bytes(), b"x"), Ok(5 + u64::from(number)));
+        }
+        let version = |key: &[u8]| store.get(key.into(), store.hash(key.into())).map(|found| found.version);
+        assert_eq!((version(b"a"), version(b"b"), version(&7_u32.to_be_bytes())), (Some(3), None, Some(12)));
     }
 
     /// Goal: at the cap, a value may always be replaced by one that is not longer. Method: full store, every value
