@@ -151,7 +151,7 @@ mod tests {
     const SEED: u64 = 7;
 
     /// Longest value that the protocol carries.
-    const LEN_MAX: usize = Operation::value_len_max(1);
+    const LEN_MAX: usize = Operation::inline_value_len_max(1);
 
     fn any_len() -> ValueLen {
         ValueLen::new(0, LEN_MAX).unwrap()

@@ -173,7 +173,7 @@ pub struct ValueLen {
 
 impl ValueLen {
     /// Longest value that goes with a key of one byte. A longer key leaves less: see [`Self::check_fits`].
-    pub const MAX: usize = Operation::value_len_max(1);
+    pub const MAX: usize = Operation::inline_value_len_max(1);
 
     /// Values of `min` to `max` bytes, both included.
     ///
@@ -194,7 +194,7 @@ impl ValueLen {
     /// # Errors
     /// [`ValueLenError::TooLong`] when the longest does not.
     pub const fn check_fits(self, records: u32) -> Result<(), ValueLenError> {
-        let max = Operation::value_len_max(key_len(records.saturating_sub(1)));
+        let max = Operation::inline_value_len_max(key_len(records.saturating_sub(1)));
         if self.max() > max { Err(ValueLenError::TooLong { len: self.max(), max }) } else { Ok(()) }
     }
 

@@ -2,7 +2,10 @@
 
 use std::{io, net::SocketAddr, time::Duration};
 
-use linerate_proto::{flow::PushError, wire::Reason};
+use linerate_proto::{
+    flow::PushError,
+    wire::{Reason, RefusalReason},
+};
 
 /// Why no session came about.
 #[derive(Debug, thiserror::Error)]
@@ -12,9 +15,9 @@ pub enum ConnectError {
         "no answer from {0} within {1:?}: is a linerate server running there, and does the address have its first port?"
     )]
     NoAnswer(SocketAddr, Duration),
-    /// The server has no room.
-    #[error("{0} has no room for another session: close some clients, or give the server more --memory")]
-    Full(SocketAddr),
+    /// The server did not want another session.
+    #[error("{0} has refused a session, {1}")]
+    Refused(SocketAddr, RefusalReason),
     /// The servers do not make a cluster.
     #[error("these servers can not share the keys: {0}")]
     Placement(String),

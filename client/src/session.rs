@@ -12,7 +12,7 @@ use linerate_proto::{
     flow::{Ended, Flow, FlowConfig, FlowCounters, PushError, ServerInfo},
     hash::key_hash,
     placement::{ClusterMap, Node, Owner},
-    wire::{Operation, STAT_COUNT},
+    wire::{DATAGRAM_LEN_MAX, Operation, STAT_COUNT},
 };
 
 use crate::error::ConnectError;
@@ -209,6 +209,8 @@ impl<P: Port> Session<P> {
     }
 
     fn open(port: P, addrs: &[SocketAddr], config: SessionConfig, seed: u64) -> Self {
+        // Three quarters of the queue are shared out; the rest is for answers that come late or twice.
+        let reply_datagrams_max = port.rx_queue_datagrams(DATAGRAM_LEN_MAX) / 4 * 3 / addrs.len().max(1);
         let flows = addrs
             .iter()
             .zip(0u64..)
@@ -222,6 +224,7 @@ impl<P: Port> Session<P> {
                     versions: config.versions,
                     rto_floor: config.rto_floor,
                     timeout: config.timeout,
+                    reply_datagrams_max,
                     epoch: 0,
                     seed: nonce.to_be_bytes(),
                 });
@@ -273,10 +276,9 @@ impl<P: Port> Session<P> {
         while let Some(closed) = self.flows.iter().position(|core| !core.flow.is_open()) {
             if self.now().since(begun) > self.config.timeout {
                 let addr = self.flows[closed].peer.addr;
-                return Err(if self.flows[closed].flow.is_refused() {
-                    ConnectError::Full(addr)
-                } else {
-                    ConnectError::NoAnswer(addr, self.config.timeout)
+                return Err(match self.flows[closed].flow.refusal() {
+                    Some(reason) => ConnectError::Refused(addr, reason),
+                    None => ConnectError::NoAnswer(addr, self.config.timeout),
                 });
             }
             if self.turn(self.now(), &mut |_| {})? == 0 {

@@ -50,6 +50,12 @@ impl Rtt {
         self.expiries = self.expiries.saturating_add(1);
     }
 
+    /// Whether a timeout has passed since something was last heard.
+    #[must_use]
+    pub const fn is_backed_off(&self) -> bool {
+        self.expiries > 0
+    }
+
     /// Smoothed round trip; zero before the first sample.
     #[must_use]
     pub const fn smoothed(&self) -> Duration {

@@ -17,7 +17,7 @@ use linerate_dataplane::{
 use linerate_proto::{
     Instant,
     session::SessionConfig,
-    wire::{DATAGRAM_LEN_MAX, STAT_COUNT},
+    wire::{DATAGRAM_LEN_MAX, STAT_COUNT, VALUE_LEN_MAX},
 };
 
 use crate::{
@@ -29,6 +29,9 @@ use crate::{
 
 /// Least memory per core in bytes: below it, sessions leave no room for a store worth the name.
 pub const MEMORY_PER_CORE_MIN: usize = 16 << 20;
+
+/// Least memory per core for long values on their way in: one of the longest, and what is kept beside it.
+const STAGING_LEN_MIN: usize = VALUE_LEN_MAX + (64 << 10);
 
 /// A session ends after this long without a word.
 const LEASE: Duration = Duration::from_secs(60);
@@ -135,6 +138,7 @@ impl Server {
         let data_epoch = rand::random();
         let per_core = config.memory_len / cores;
         let sessions_len = per_core / 8;
+        let staging_len = (per_core / 16).max(STAGING_LEN_MIN);
         let stop = Arc::new(AtomicBool::new(false));
         let started = SystemInstant::now();
         let mut server = Self {
@@ -155,7 +159,8 @@ impl Server {
                 cores: cores as u8,
                 core: core as u8,
                 epoch: 0,
-                memory_len_max: sessions_len,
+                memory_len_max: sessions_len - staging_len,
+                staging_len_max: staging_len,
                 lease: LEASE,
                 queue_datagrams,
             };

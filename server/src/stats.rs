@@ -78,7 +78,9 @@ impl Published {
         set(Statistic::Sessions, sessions.count() as u64);
         set(Statistic::SessionsOpened, sessions.opened());
         set(Statistic::SessionsRefused, sessions.refused());
+        set(Statistic::SessionsFenced, sessions.fenced());
         set(Statistic::SessionsBytes, sessions.memory_len() as u64);
+        set(Statistic::StagedBytes, sessions.staged_len() as u64);
         set(Statistic::Records, store.len() as u64);
         set(Statistic::Version, store.version());
         set(Statistic::ItemsBytes, memory.items_len as u64);

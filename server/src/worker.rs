@@ -10,8 +10,9 @@ use linerate_proto::{
     placement::{Partition, core_of},
     session::{Control, SessionConfig, SessionTable, Verdict},
     wire::{
-        self, BODY_LEN_MAX, Common, DATAGRAM_LEN_MAX, Flags, Gets, Kind, OpResult, OperationKind, Operations,
-        Ping, REPLY_DATAGRAMS_MAX, Reason, ReplyBuilder, ReplyHeader, RequestHeader, Statistics,
+        self, Common, DATAGRAM_LEN_MAX, Flags, Gets, Kind, LongValue, OpResult, OperationKind, Operations,
+        Piece, Pieces, Ping, REPLY_DATAGRAMS_MAX, Range, Ranges, Reason, ReplyBuilder, ReplyHeader,
+        RequestHeader, Statistics,
     },
 };
 use zerocopy::{FromBytes, IntoBytes};
@@ -35,9 +36,6 @@ const FLUSH_CHUNKS: usize = 3;
 
 /// The last request that joins a batch may bring it up to this.
 const BATCH_OPERATIONS_MAX: usize = BATCH_OPERATIONS + wire::OPERATIONS_MAX;
-
-/// Writes whose results with versions, 10 bytes each, fit a datagram.
-const VERSIONED_WRITES_MAX: usize = BODY_LEN_MAX / 10;
 
 /// Datagrams of full length that a chunk of the outbox takes.
 const DATAGRAMS_PER_CHUNK: usize = 44;
@@ -72,6 +70,10 @@ enum Task {
     Read,
     /// The results of its writes, which its slot keeps.
     Write,
+    /// Ranges of long values.
+    Ranges,
+    /// What became of the pieces of long values.
+    Stage,
     /// What its slot has kept.
     Replay,
     /// The same refusal for each operation.
@@ -148,7 +150,7 @@ impl Worker {
                 let mut batch = Batch::new();
                 while next < count && batch.has_room(outbox.free_chunks()) {
                     let datagram = received.datagram(next); // 2 parse
-                    if ends_session(datagram) && !batch.requests.is_empty() {
+                    if may_end_session(datagram) && !batch.requests.is_empty() {
                         break;
                     }
                     next += 1;
@@ -200,7 +202,7 @@ impl Worker {
         let (header, _) = RequestHeader::ref_from_prefix(bytes).map_err(|_| DropReason::Truncated)?;
         let body =
             body.get(size_of::<RequestHeader>() - size_of::<Common>()..).ok_or(DropReason::Truncated)?;
-        let verdict = match self.sessions.admit(now, header, &peer.addr, peer.is_stream()) {
+        let verdict = match self.sessions.admit(now, header, bytes.len(), &peer.addr, peer.is_stream()) {
             Ok(verdict) => verdict,
             Err(DropReason::UnknownSession) => {
                 batch.peers += 1;
@@ -216,11 +218,11 @@ impl Worker {
                 Ok(task) => task,
                 Err(reason) => {
                     batch.lookups.truncate(start);
-                    self.sessions.reject(header);
                     return Err(reason);
                 }
             },
         };
+        self.sessions.occupy(header);
         if matches!(task, Task::Refuse(_)) {
             batch.lookups.truncate(start);
         }
@@ -237,9 +239,11 @@ impl Worker {
         batch: &mut Batch<'a>,
     ) -> Result<Task, DropReason> {
         let read_only = header.common.flags.contains(Flags::READ_ONLY);
-        let versions = header.common.flags.contains(Flags::VERSIONS);
-        if header.count == 0 || (!read_only && versions && usize::from(header.count) > VERSIONED_WRITES_MAX) {
+        if header.count == 0 {
             return Err(DropReason::Malformed);
+        }
+        if header.common.flags.contains(Flags::TRANSFER) {
+            return self.collect_steps(header, body, batch);
         }
         let mut owned = true;
         if read_only {
@@ -256,6 +260,28 @@ impl Worker {
             (true, true) => Task::Read,
             (true, false) => Task::Write,
         })
+    }
+
+    /// Checks the steps of transfers, and hashes the keys of ranges into the batch.
+    #[cold]
+    fn collect_steps<'a>(
+        &self,
+        header: &RequestHeader,
+        body: &'a [u8],
+        batch: &mut Batch<'a>,
+    ) -> Result<Task, DropReason> {
+        if !header.common.flags.contains(Flags::READ_ONLY) {
+            Pieces::new(body, header.count).try_for_each(|piece| piece.map(|_| ()))?;
+            return Ok(Task::Stage);
+        }
+        if usize::from(header.count) > REPLY_DATAGRAMS_MAX {
+            return Err(DropReason::Malformed);
+        }
+        let mut owned = true;
+        for range in Ranges::new(body, header.count) {
+            owned &= self.look_up(range?.key, batch);
+        }
+        Ok(if owned { Task::Ranges } else { Task::Refuse(Reason::WrongCore) })
     }
 
     /// Hashes a key into the batch and sets its bucket on its way; returns whether the key belongs to this core.
@@ -278,16 +304,22 @@ impl Worker {
 
     /// Executes the batch in order and writes the replies. Nothing else touches keys.
     fn answer(&mut self, batch: &Batch<'_>, queue_delay: u8, outbox: &mut Outbox) {
-        let credit = self.sessions.credit();
+        let share = self.sessions.share();
         let mut start = 0;
         for request in &batch.requests {
             let lookups = &batch.lookups[start..request.lookups_end];
             start = request.lookups_end;
+            if request.task == Task::Replay && !self.sessions.can_replay(request.header) {
+                // A newer request of the slot is in this batch: nobody waits for the older one any more.
+                self.drops.count(DropReason::Stale);
+                continue;
+            }
+            let terms = self.sessions.reply_terms(request.header, share);
             let reply = Reply {
                 header: ReplyHeader {
                     common: Common {
                         kind: Kind::REPLY,
-                        flags: self.sessions.reply_flags(request.header).with(
+                        flags: terms.flags.with(
                             Flags::VERSIONS.when(request.header.common.flags.contains(Flags::VERSIONS)),
                         ),
                         ..request.header.common
@@ -295,10 +327,11 @@ impl Worker {
                     seq: request.header.seq,
                     first: 0,
                     count: 0,
-                    credit,
+                    credit: terms.credit,
                     queue_delay,
                 },
                 peer: request.peer,
+                datagram_len: terms.datagram_len,
             };
             match request.task {
                 Task::Read => self.read(lookups, &reply, outbox),
@@ -306,6 +339,8 @@ impl Worker {
                     self.write(request, lookups);
                     self.reply_kept(request.header, &reply, outbox);
                 }
+                Task::Ranges => self.read_ranges(request, lookups, &reply, outbox),
+                Task::Stage => self.stage(request, &reply, outbox),
                 Task::Replay => {
                     self.counters.replays += 1;
                     self.reply_kept(request.header, &reply, outbox);
@@ -326,7 +361,11 @@ impl Worker {
             let mut builder = reply.builder(slot.bytes);
             // The last datagram must have a word on every operation that is left.
             let is_last = datagram == REPLY_DATAGRAMS_MAX;
-            (left, builder) = if is_last { self.fill_last(left, builder) } else { self.fill(left, builder) };
+            (left, builder) = match (is_last, reply.versions()) {
+                (true, _) => self.fill_last(left, builder),
+                (false, false) => self.fill::<false>(left, builder),
+                (false, true) => self.fill::<true>(left, builder),
+            };
             let count = builder.count();
             let len = builder.finish(ReplyHeader { first, ..reply.header }, slot.segment_len);
             outbox.commit(len);
@@ -342,7 +381,7 @@ impl Worker {
     /// Kept apart from the rest of the way so that its few variables stay in registers: this loop is where a core spends
     /// most of its own time.
     #[inline(never)]
-    fn fill<'l, 'k, 'o>(
+    fn fill<'l, 'k, 'o, const VERSIONS: bool>(
         &mut self,
         lookups: &'l [Lookup<'k>],
         mut builder: ReplyBuilder<'o>,
@@ -358,7 +397,7 @@ impl Worker {
             // A write earlier in the batch may have moved the item: then this looks again.
             let found = self.store.get_probed(lookup.key, lookup.hash, lookup.probe);
             let (result, version) = self.result_of(found);
-            if !builder.push(result, version) {
+            if !builder.push_as::<VERSIONS>(result, version) && !push_long(&mut builder, found) {
                 break;
             }
             shortest = shortest.min(found.map_or(0, |found| found.value.len()));
@@ -382,6 +421,8 @@ impl Worker {
             if builder.fits(&result, left) {
                 self.counters.hits += u64::from(found.is_some());
                 assert!(builder.push(result, version), "it fits");
+            } else if builder.fits_long(left) && push_long(&mut builder, found) {
+                self.counters.hits += 1;
             } else {
                 assert!(builder.push(OpResult::NotExecuted(Reason::ReplyFull), 0), "room was kept for it");
             }
@@ -398,25 +439,74 @@ impl Worker {
         }
     }
 
+    /// Answers ranges of long values.
+    #[cold]
+    fn read_ranges(
+        &mut self,
+        request: &Request<'_>,
+        lookups: &[Lookup<'_>],
+        reply: &Reply<'_>,
+        outbox: &mut Outbox,
+    ) {
+        self.counters.requests += 1;
+        let ranges = Ranges::new(request.body, request.header.count);
+        let mut left = ranges.zip(lookups).peekable();
+        let mut first = 0;
+        while left.peek().is_some() {
+            let slot = outbox.begin(reply.peer, DATAGRAM_LEN_MAX).expect("the batch was sized by the room");
+            let mut builder = reply.builder(slot.bytes);
+            while let Some((range, lookup)) = left.peek() {
+                let range = range.expect("the request was parsed when it joined the batch");
+                let found = self.store.get_probed(lookup.key, lookup.hash, lookup.probe);
+                let version = found.map_or(self.store.version(), |found| found.version);
+                let result = range_of(found, &range, builder.value_len_max());
+                let pushed = match result {
+                    Some(result) => builder.push(result, version),
+                    None => push_long(&mut builder, found),
+                };
+                if !pushed {
+                    break; // It fits the next datagram: nothing is longer than an empty one has room for.
+                }
+                left.next();
+            }
+            let count = builder.count();
+            let len = builder.finish(ReplyHeader { first, ..reply.header }, slot.segment_len);
+            outbox.commit(len);
+            first += count;
+        }
+    }
+
+    /// Takes pieces of long values in; nobody sees them before they are committed.
+    #[cold]
+    fn stage(&mut self, request: &Request<'_>, reply: &Reply<'_>, outbox: &mut Outbox) {
+        self.counters.requests += 1;
+        let slot = outbox.begin(reply.peer, DATAGRAM_LEN_MAX).expect("the batch was sized by the room");
+        let mut builder = reply.builder(slot.bytes);
+        for piece in Pieces::new(request.body, request.header.count) {
+            let taken = match piece.expect("the request was parsed when it joined the batch") {
+                Piece::Begin { number, len } => self.sessions.begin(request.header, number, len),
+                Piece::Part { number, offset, bytes } => {
+                    self.sessions.part(request.header, number, offset, bytes)
+                }
+            };
+            let result = taken.map_or_else(OpResult::NotExecuted, |()| OpResult::Done);
+            if !builder.push(result, 0) {
+                break; // As in `reply_kept`.
+            }
+        }
+        let len = builder.finish(reply.header, slot.segment_len);
+        outbox.commit(len);
+    }
+
     /// Executes puts and deletes in order, keeping their results in the slot.
     fn write(&mut self, request: &Request<'_>, lookups: &[Lookup<'_>]) {
         self.counters.requests += 1;
-        let slot = self.sessions.slot(request.header);
-        slot.begin(self.store.version());
+        self.sessions.slot(request.header).begin(self.store.version());
         let operations = Operations::new(request.body, request.header.count, false);
         for (operation, Lookup { hash, .. }) in operations.zip(lookups) {
             let operation = operation.expect("the request was parsed when it joined the batch");
             let result = match operation.kind {
-                OperationKind::Put => {
-                    self.counters.puts += 1;
-                    match self.store.put(operation.key, *hash, operation.value) {
-                        Ok(_) => OpResult::Done,
-                        Err(NoSpace) => {
-                            self.counters.no_space += 1;
-                            OpResult::NotExecuted(Reason::NoSpace)
-                        }
-                    }
-                }
+                OperationKind::Put => self.put(operation.key, *hash, operation.value),
                 OperationKind::Delete => {
                     self.counters.deletes += 1;
                     match self.store.delete(operation.key, *hash) {
@@ -424,9 +514,25 @@ impl Worker {
                         None => OpResult::NotFound,
                     }
                 }
+                OperationKind::Commit(number) => match self.sessions.take(request.header, number) {
+                    Some(value) => self.put(operation.key, *hash, &value),
+                    None => OpResult::NotExecuted(Reason::NotStaged),
+                },
                 OperationKind::Get => unreachable!("a request of writes holds no get: Operations::new"),
             };
-            slot.keep(&result);
+            self.sessions.slot(request.header).keep(&result);
+        }
+    }
+
+    #[inline]
+    fn put(&mut self, key: Key<'_>, hash: u64, value: &[u8]) -> OpResult<'static> {
+        self.counters.puts += 1;
+        match self.store.put(key, hash, value) {
+            Ok(_) => OpResult::Done,
+            Err(NoSpace) => {
+                self.counters.no_space += 1;
+                OpResult::NotExecuted(Reason::NoSpace)
+            }
         }
     }
 
@@ -435,7 +541,9 @@ impl Worker {
         let slot = outbox.begin(reply.peer, DATAGRAM_LEN_MAX).expect("the batch was sized by the room");
         let mut builder = reply.builder(slot.bytes);
         for (result, version) in self.sessions.slot(header).kept() {
-            assert!(builder.push(result, version), "the count was checked when the request was parsed");
+            if !builder.push(result, version) {
+                break; // A client keeps to what fits one datagram; one that does not is not told the rest.
+            }
         }
         let len = builder.finish(reply.header, slot.segment_len);
         outbox.commit(len);
@@ -456,7 +564,7 @@ impl Worker {
         let mut builder = reply.builder(slot.bytes);
         for _ in 0..header.count {
             if !builder.push(result, 0) {
-                break; // The client asks for the rest again, and gets the same answer.
+                break; // As in `reply_kept`.
             }
         }
         let len = builder.finish(reply.header, slot.segment_len);
@@ -539,18 +647,48 @@ impl Worker {
 struct Reply<'a> {
     header: ReplyHeader,
     peer: &'a Peer,
+    /// Longest datagram that gets there.
+    datagram_len: usize,
 }
 
 impl Reply<'_> {
     #[inline]
     fn builder<'o>(&self, bytes: &'o mut [u8]) -> ReplyBuilder<'o> {
-        ReplyBuilder::new(bytes, DATAGRAM_LEN_MAX, self.header.common.flags.contains(Flags::VERSIONS))
+        ReplyBuilder::new(bytes, self.datagram_len, self.versions())
     }
+
+    #[inline]
+    fn versions(&self) -> bool {
+        self.header.common.flags.contains(Flags::VERSIONS)
+    }
+}
+
+/// Tells of a found value that is too long for any datagram; `false` when it is not, or there is no room even for that.
+#[cold]
+fn push_long(builder: &mut ReplyBuilder<'_>, found: Option<Found<'_>>) -> bool {
+    let Some(Found { value, version }) = found.filter(|found| found.value.len() > builder.value_len_max())
+    else {
+        return false;
+    };
+    let long = LongValue { version: version.into(), len: (value.len() as u32).into() };
+    builder.push(OpResult::Long(&long), version)
+}
+
+/// The answer to a range; `None` when it asks for whatever there is and that is too long for a datagram.
+fn range_of<'s>(found: Option<Found<'s>>, range: &Range<'_>, len_max: usize) -> Option<OpResult<'s>> {
+    let Some(Found { value, version }) = found else { return Some(OpResult::NotFound) };
+    if range.version == 0 {
+        return (value.len() <= len_max).then_some(OpResult::Value(value));
+    }
+    let start = range.offset as usize;
+    let end = (start + usize::from(range.len).min(len_max)).min(value.len());
+    let bytes = value.get(start..end).filter(|_| version == range.version);
+    Some(bytes.map_or(OpResult::NotExecuted(Reason::Changed), OpResult::Value))
 }
 
 /// Whether a request is one whose results its slot keeps.
 const fn is_write(header: &RequestHeader) -> bool {
-    !header.common.flags.contains(Flags::READ_ONLY)
+    !header.common.flags.contains(Flags::READ_ONLY) && !header.common.flags.contains(Flags::TRANSFER)
 }
 
 /// Writes a control message, with the trailer if its flags say so, and returns the datagram's length.
@@ -568,9 +706,10 @@ fn out_flags<M: IntoBytes + zerocopy::Immutable>(message: &M) -> Flags {
     Flags(message.as_bytes()[std::mem::offset_of!(Common, flags)])
 }
 
-/// Whether a datagram ends a session, whose slots the requests before it must find when they are executed.
-fn ends_session(datagram: Datagram<'_>) -> bool {
-    datagram.bytes.first() == Some(&Kind::CLOSE.0)
+/// Whether a datagram may end a session, whose slots the requests before it must find when they are executed. An OPEN
+/// ends the older session of its client.
+fn may_end_session(datagram: Datagram<'_>) -> bool {
+    datagram.bytes.first().is_some_and(|&kind| kind == Kind::CLOSE.0 || kind == Kind::OPEN.0)
 }
 
 /// Time since arrival in the unit of the reply header: 4 µs.

@@ -32,6 +32,7 @@ behaviours! {
     puts_gets_and_deletes: 200,
     keys_and_values_of_all_lengths: 100,
     batches_span_many_requests: 20,
+    long_values_are_whole: 20,
     replies_span_many_datagrams: 100,
     random_operations_match_a_hash_map: 100,
     shared_keys_are_linearizable: 100,

@@ -212,10 +212,11 @@ impl Rig for SimRig {
                 core,
                 epoch: 0,
                 memory_len_max: 1 << 20,
+                staging_len_max: 2 << 20,
                 lease: Duration::from_secs(60),
                 queue_datagrams: port.rx_queue_datagrams(1_472),
             };
-            let memory_len = if self.setup.small { 128 << 10 } else { 2 << 20 };
+            let memory_len = if self.setup.small { 128 << 10 } else { 4 << 20 };
             let store = Store::new(memory_len, self.random.random()).expect("memory for a small store");
             self.workers.push((Worker::new(store, sessions, published.clone()), port, published));
         }

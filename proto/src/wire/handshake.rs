@@ -1,25 +1,56 @@
 //! The four messages that open a session, and its refusal.
 //!
 //! ```text
-//! client                                server core
-//!   HELLO  256 B  nonce            ──▶                       keeps nothing
+//! client                                    server core
+//!   HELLO  256 B      nonce            ──▶                       keeps nothing
 //!          ◀──  COOKIE  64 B  nonce, cookie(address, nonce)
-//!   OPEN   256 B  nonce, cookie    ──▶                       cookie good: makes a session
-//!          ◀──  OPENED  96 B  session, token, window …       or REFUSED, 40 B
+//!   OPEN   as long as nonce, cookie    ──▶                       cookie good: makes a session
+//!          datagrams shall be
+//!          ◀──  OPENED  as long as the OPEN  session, token, window …       or REFUSED, 40 B
 //! ```
-//! All carry the trailer. Each answer is shorter than its question, so a forged source address gains nobody anything.
+//! All carry the trailer at their end. No answer is longer than its question, so a forged source address gains nobody
+//! anything. The OPEN that comes through, and the OPENED of the same length that comes back, prove that the path carries
+//! datagrams of this length in both directions: the client tries [`DATAGRAM_LENS`] from the longest on.
+
+use std::fmt;
 
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned, network_endian as be};
 
-use crate::wire::{Common, TRAILER_LEN};
+use crate::wire::{Common, DATAGRAM_LEN_MAX, TRAILER_LEN};
 
-/// Chosen by the client, different for each attempt to open a session; ties the four messages together.
+/// Ties the four messages together: the client's id (8 bytes) and the generation of its session (8 bytes, a number in
+/// network byte order).
+///
+/// The id is random, or chosen so that it is the same in each run of a client. The generation grows with each handshake:
+/// a session ends all older ones of its client at the same core, so that what they have left on the way has no effect.
 pub type Nonce = [u8; 16];
+
+/// The nonce of a client's session.
+#[must_use]
+pub const fn nonce_of(client_id: u64, generation: u64) -> Nonce {
+    ((client_id as u128) << 64 | generation as u128).to_be_bytes()
+}
+
+/// The client that a nonce is of.
+#[must_use]
+pub const fn client_id(nonce: &Nonce) -> u64 {
+    (u128::from_be_bytes(*nonce) >> 64) as u64
+}
+
+/// Which of its client's sessions a nonce is of: later ones have higher numbers.
+#[must_use]
+pub const fn generation(nonce: &Nonce) -> u64 {
+    u128::from_be_bytes(*nonce) as u64
+}
+
+/// Lengths of datagrams that clients try in turn: an unfragmented packet of 1,500 bytes over IPv4, the same over IPv6,
+/// what the usual tunnels leave of it (80 bytes less), and IPv6's least packet of 1,280 bytes (RFC 8200 §5).
+pub const DATAGRAM_LENS: [usize; 4] = [DATAGRAM_LEN_MAX, 1_452, 1_392, 1_232];
 
 /// Proof that its bearer receives what is sent to the address it was made for.
 pub type Cookie = [u8; 16];
 
-/// Length of HELLO and OPEN with their trailer: longer than any answer to them.
+/// Length of HELLO, and the least of OPEN, with their trailer: longer than any answer to them.
 const PADDED_LEN: usize = 256;
 
 /// Client → server: asks for a cookie.
@@ -50,7 +81,7 @@ pub struct CookieReply {
     pub spare: [u8; 4],
 }
 
-/// Client → server: asks for a session.
+/// Client → server: asks for a session. More zeros follow, and then the trailer.
 #[derive(Clone, Copy, Debug, FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned)]
 #[repr(C)]
 pub struct Open {
@@ -68,7 +99,7 @@ pub struct Open {
     pub padding: [u8; PADDED_LEN - TRAILER_LEN - 51],
 }
 
-/// Server → client: the session.
+/// Server → client: the session. Zeros follow up to the length of the open, and then the trailer.
 #[derive(Clone, Copy, Debug, FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned)]
 #[repr(C)]
 pub struct Opened {
@@ -92,7 +123,7 @@ pub struct Opened {
     pub credit: u8,
     /// 1: every datagram of the session carries a checksum.
     pub checksum: u8,
-    /// Largest datagram in bytes, either way.
+    /// Largest datagram in bytes, either way: that of the open and of this, or 1,472 on a stream.
     pub datagram_len_max: be::U16,
     /// Seconds without a word from the client after which the session ends.
     pub lease_s: be::U16,
@@ -126,11 +157,41 @@ pub struct RefusalReason(pub u8);
 impl RefusalReason {
     /// The memory for sessions is used up.
     pub const SESSIONS_FULL: Self = Self(1);
+    /// One datagram of each session would be more than the receive queue is sure to take.
+    pub const QUEUE_FULL: Self = Self(2);
+    /// The client's machine or network has its share of the sessions.
+    pub const SOURCE_FULL: Self = Self(3);
+    /// The client has a newer session, which this one may not end.
+    pub const FENCED: Self = Self(4);
+}
+
+impl fmt::Display for RefusalReason {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match *self {
+            Self::SESSIONS_FULL => {
+                "its memory for sessions is used up: close some clients, or give the server more --memory"
+            }
+            Self::QUEUE_FULL => {
+                "its receive queue is shared out among as many sessions as it can take: close some clients, or raise \
+                 net.core.rmem_max at the server and restart it"
+            }
+            Self::SOURCE_FULL => {
+                "this machine already has half of the sessions that the server can hold, which is all that one \
+                 machine may have: close some of its clients"
+            }
+            Self::FENCED => {
+                "a newer session of the same client id is open: give each client an id of its own, or wait until the \
+                 newer session has ended"
+            }
+            Self(reason) => return write!(f, "for reason {reason}, which this version does not know"),
+        })
+    }
 }
 
 const _: () = assert!(size_of::<Hello>() + TRAILER_LEN == PADDED_LEN);
 const _: () = assert!(size_of::<CookieReply>() + TRAILER_LEN == 64);
 const _: () = assert!(size_of::<Open>() + TRAILER_LEN == PADDED_LEN);
+const _: () = assert!(size_of::<Open>() + TRAILER_LEN <= DATAGRAM_LENS[3]);
 const _: () = assert!(size_of::<Opened>() + TRAILER_LEN == 96);
 const _: () = assert!(size_of::<Refused>() + TRAILER_LEN == 40);
 

@@ -19,12 +19,17 @@ mod operation;
 mod result;
 mod stats;
 mod trailer;
+mod transfer;
 
-pub use handshake::{Cookie, CookieReply, Hello, Nonce, Open, Opened, RefusalReason, Refused};
+pub use handshake::{
+    Cookie, CookieReply, DATAGRAM_LENS, Hello, Nonce, Open, Opened, RefusalReason, Refused, client_id,
+    generation, nonce_of,
+};
 pub use operation::{Gets, KEY_LEN_MAX, Operation, OperationKind, Operations};
 pub use result::{LongValue, OpResult, Reason, ReplyBuilder, Results};
 pub use stats::{STAT_COUNT, STAT_NAMES, Statistic, Statistics};
 pub use trailer::{TRAILER_LEN, check_trailer, write_trailer};
+pub use transfer::{PART_HEADER_LEN, Piece, Pieces, Range, Ranges};
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned, network_endian as be};
 
 use crate::drops::DropReason;
@@ -242,8 +247,17 @@ pub fn open(datagram: &[u8]) -> Result<(&Common, &[u8]), DropReason> {
 /// # Panics
 /// When `out` is shorter than message and trailer: the caller chose both.
 pub fn seal<M: IntoBytes + Immutable>(message: &M, out: &mut [u8]) -> usize {
-    let len = size_of::<M>() + TRAILER_LEN;
-    out[..size_of::<M>()].copy_from_slice(message.as_bytes());
+    seal_padded(message, size_of::<M>() + TRAILER_LEN, out)
+}
+
+/// The same with zeros between message and trailer, so that the datagram has `len` bytes.
+///
+/// # Panics
+/// When `len` is shorter than message and trailer, or `out` shorter than `len`.
+pub fn seal_padded<M: IntoBytes + Immutable>(message: &M, len: usize, out: &mut [u8]) -> usize {
+    let (head, padding) = out[..len - TRAILER_LEN].split_at_mut(size_of::<M>());
+    head.copy_from_slice(message.as_bytes());
+    padding.fill(0);
     write_trailer(&mut out[..len]);
     len
 }

@@ -3,6 +3,7 @@
 //! ```text
 //! get, delete │ opcode │ key_len │ key …                          2 bytes beside the key
 //! put         │ opcode │ key_len │ value_len (2) │ key … │ value …   4 bytes beside key and value
+//! commit      │ opcode │ key_len │ 0 (2) │ number (4) │ key …         8 bytes beside the key
 //! ```
 
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned, network_endian as be};
@@ -25,6 +26,7 @@ impl Opcode {
     const GET: Self = Self(1);
     const PUT: Self = Self(2);
     const DELETE: Self = Self(3);
+    const COMMIT: Self = Self(7);
 }
 
 #[derive(Clone, Copy, Debug, FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned)]
@@ -42,7 +44,16 @@ struct PutHeader {
 }
 
 const _: () = assert!(size_of::<OperationHeader>() == 2);
+#[derive(Clone, Copy, Debug, FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned)]
+#[repr(C)]
+struct CommitHeader {
+    operation: OperationHeader,
+    spare: be::U16,
+    number: be::U32,
+}
+
 const _: () = assert!(size_of::<PutHeader>() == 4);
+const _: () = assert!(size_of::<CommitHeader>() == 8);
 
 /// What an operation does.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -53,6 +64,8 @@ pub enum OperationKind {
     Put,
     /// Removes a key.
     Delete,
+    /// Stores the long value whose pieces were sent under this number.
+    Commit(u32),
 }
 
 /// One operation, borrowing key and value.
@@ -85,6 +98,12 @@ impl<'a> Operation<'a> {
         Self { kind: OperationKind::Delete, key: key.into(), value: &[] }
     }
 
+    /// Stores at `key` the long value that was sent in pieces under `number`.
+    #[must_use]
+    pub fn commit(key: impl Into<Key<'a>>, number: u32) -> Self {
+        Self { kind: OperationKind::Commit(number), key: key.into(), value: &[] }
+    }
+
     /// Whether it changes nothing.
     #[inline]
     #[must_use]
@@ -92,9 +111,10 @@ impl<'a> Operation<'a> {
         matches!(self.kind, OperationKind::Get)
     }
 
-    /// Longest value that a put of a key of `key_len` bytes carries, so that it fits one request: 1,173 to 1,427 bytes.
+    /// Longest value that a put of a key of `key_len` bytes carries itself, in a full datagram: 1,173 to 1,427 bytes. Longer
+    /// ones are sent in pieces.
     #[must_use]
-    pub const fn value_len_max(key_len: usize) -> usize {
+    pub const fn inline_value_len_max(key_len: usize) -> usize {
         BODY_LEN_MAX - size_of::<PutHeader>() - key_len
     }
 
@@ -105,6 +125,7 @@ impl<'a> Operation<'a> {
         match self.kind {
             OperationKind::Put => size_of::<PutHeader>() + self.key.len() + self.value.len(),
             OperationKind::Get | OperationKind::Delete => size_of::<OperationHeader>() + self.key.len(),
+            OperationKind::Commit(_) => size_of::<CommitHeader>() + self.key.len(),
         }
     }
 
@@ -134,6 +155,13 @@ impl<'a> Operation<'a> {
                 header.copy_from_slice(PutHeader { operation, value_len }.as_bytes());
                 self.key.copy_to(rest);
                 rest[self.key.len()..][..self.value.len()].copy_from_slice(self.value);
+            }
+            OperationKind::Commit(number) => {
+                let operation = OperationHeader { opcode: Opcode::COMMIT, key_len };
+                let commit = CommitHeader { operation, spare: 0.into(), number: number.into() };
+                let (header, key) = out.split_at_mut(size_of::<CommitHeader>());
+                header.copy_from_slice(commit.as_bytes());
+                self.key.copy_to(key);
             }
         }
         Some(len)
@@ -168,6 +196,11 @@ impl<'a> Operation<'a> {
             Opcode::DELETE => {
                 let (key, rest) = Key::split_from(rest, key_len).ok_or(MALFORMED)?;
                 Ok((Self::delete(key), rest))
+            }
+            Opcode::COMMIT => {
+                let (header, rest) = CommitHeader::ref_from_prefix(bytes).map_err(|_| MALFORMED)?;
+                let (key, rest) = Key::split_from(rest, key_len).ok_or(MALFORMED)?;
+                Ok((Self::commit(key, header.number.get()), rest))
             }
             _ => Err(MALFORMED),
         }
@@ -252,11 +285,12 @@ mod tests {
 
     use super::*;
 
-    fn golden() -> [(Operation<'static>, &'static [u8]); 3] {
+    fn golden() -> [(Operation<'static>, &'static [u8]); 4] {
         [
             (Operation::get(&b"key"[..]), b"\x01\x03key"),
             (Operation::put(&b"k"[..], b"value"), b"\x02\x01\x00\x05kvalue"),
             (Operation::delete(&b"ab"[..]), b"\x03\x02ab"),
+            (Operation::commit(&b"ab"[..], 0x0102_0304), b"\x07\x02\x00\x00\x01\x02\x03\x04ab"),
         ]
     }
 
@@ -293,7 +327,7 @@ mod tests {
     #[test]
     fn the_longest_value_fits_a_request_exactly() {
         for key_len in [1, 255] {
-            let (key, value) = (vec![1; key_len], vec![2; Operation::value_len_max(key_len)]);
+            let (key, value) = (vec![1; key_len], vec![2; Operation::inline_value_len_max(key_len)]);
             assert_eq!(Operation::put(&key[..], &value).wire_len(), BODY_LEN_MAX);
         }
     }
@@ -303,11 +337,12 @@ mod tests {
         fn what_is_written_is_read_back(
             key in proptest::collection::vec(any::<u8>(), 1..=255),
             value in proptest::collection::vec(any::<u8>(), 0..300),
-            kind in 0..3,
+            kind in 0..4,
         ) {
             let operation = match kind {
                 0 => Operation::get(&key[..]),
                 1 => Operation::put(&key[..], &value),
+                2 => Operation::commit(&key[..], 7),
                 _ => Operation::delete(&key[..]),
             };
             let mut out = [0xee; 600];

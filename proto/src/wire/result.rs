@@ -233,23 +233,35 @@ impl<'a> ReplyBuilder<'a> {
     }
 
     /// Adds a result; `false`, and nothing changes, when there is no room for it.
-    #[inline(always)]
     #[must_use]
     pub fn push(&mut self, result: OpResult<'_>, version: u64) -> bool {
+        if self.versions {
+            self.push_as::<true>(result, version)
+        } else {
+            self.push_as::<false>(result, version)
+        }
+    }
+
+    /// [`push`](Self::push) for a caller who knows whether the results have versions, and so need not look each time.
+    ///
+    /// # Panics
+    /// In debug builds, when they have not or have, against `VERSIONS`.
+    #[inline(always)]
+    #[must_use]
+    pub fn push_as<const VERSIONS: bool>(&mut self, result: OpResult<'_>, version: u64) -> bool {
+        debug_assert_eq!(VERSIONS, self.versions);
         let value = result.payload();
-        let start = self.used + self.head_len();
-        let end = start + value.len();
+        let head_len = if VERSIONS { 10 } else { 2 };
+        let end = self.used + head_len + value.len();
         if end > self.full_len || self.count == u8::MAX {
             return false;
         }
-        let room = &mut self.bytes[self.used..end];
-        room[..2].copy_from_slice(&result.word().to_be_bytes());
-        if self.versions {
-            room[2..10].copy_from_slice(&version.to_be_bytes());
-            room[10..].copy_from_slice(value);
-        } else {
-            room[2..].copy_from_slice(value);
+        let (head, rest) = self.bytes[self.used..end].split_at_mut(head_len);
+        head[..2].copy_from_slice(&result.word().to_be_bytes());
+        if VERSIONS {
+            head[2..].copy_from_slice(&version.to_be_bytes());
         }
+        rest.copy_from_slice(value);
         self.used = end;
         self.count += 1;
         true
@@ -266,6 +278,19 @@ impl<'a> ReplyBuilder<'a> {
     #[inline]
     const fn head_len(&self) -> usize {
         if self.versions { 10 } else { 2 }
+    }
+
+    /// Longest value that an empty datagram has room for.
+    #[inline]
+    #[must_use]
+    pub const fn value_len_max(&self) -> usize {
+        self.full_len - size_of::<ReplyHeader>() - self.head_len()
+    }
+
+    /// Whether there is room for the description of a long value and, behind it, for `more` results without a value.
+    #[must_use]
+    pub const fn fits_long(&self, more: usize) -> bool {
+        self.used + size_of::<LongValue>() + self.head_len() * (1 + more) <= self.full_len
     }
 
     /// Whether there is room for `result` and, behind it, for `more` results without a value.

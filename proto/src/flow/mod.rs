@@ -5,6 +5,10 @@
 //! through [`receive`](Flow::receive), which hands each result to a sink together with the operation's tag. Losses are
 //! noticed by [`poll_timers`](Flow::poll_timers). Each operation pushed ends in the sink exactly once.
 
+mod bits;
+mod transfer;
+mod types;
+
 use std::{collections::VecDeque, time::Duration};
 
 use zerocopy::{FromBytes, FromZeros, IntoBytes};
@@ -12,23 +16,32 @@ use zerocopy::{FromBytes, FromZeros, IntoBytes};
 use crate::{
     drops::DropReason,
     rtt::Rtt,
+    session::part_len,
     time::Instant,
     wire::{
-        BODY_LEN_MAX, Common, Cookie, CookieReply, DATAGRAM_LEN_MAX, Flags, Hello, KEY_LEN_MAX, Kind,
-        NoSession, Nonce, OPERATIONS_MAX, OpResult, Open, Opened, Operation, Operations, Ping,
-        REQUEST_LEN_MIN, Reason, Refused, ReplyHeader, RequestHeader, Results, STAT_COUNT, TRAILER_LEN, open,
-        seal, write_trailer,
+        Common, Cookie, CookieReply, DATAGRAM_LEN_MAX, DATAGRAM_LEN_MIN, DATAGRAM_LENS, Flags, Hello,
+        KEY_LEN_MAX, Kind, NoSession, Nonce, OPERATIONS_MAX, OpResult, Open, Opened, Operation, Operations,
+        Ping, REPLY_DATAGRAMS_MAX, REQUEST_LEN_MIN, Range, Reason, RefusalReason, Refused, ReplyHeader,
+        RequestHeader, Results, STAT_COUNT, TRAILER_LEN, TRAILER_LEN_MAX, VALUE_LEN_MAX, client_id,
+        generation, nonce_of, open, seal_padded, write_trailer,
     },
 };
 
-/// HELLO and OPEN with their trailer.
-const HANDSHAKE_LEN: usize = size_of::<Hello>() + TRAILER_LEN;
+use bits::Bits;
+use transfer::{PieceLens, Step, Transfers};
+pub use types::{Ended, FlowConfig, FlowCounters, Outcome, PushError, ServerInfo};
+
+/// HELLO with its trailer.
+const HELLO_LEN: usize = size_of::<Hello>() + TRAILER_LEN;
 
 /// First wait for an answer to HELLO or OPEN, doubled each time.
 const HANDSHAKE_RTO: Duration = Duration::from_millis(20);
 
-/// How often an OPEN is sent with the same cookie before another is asked for.
-const OPENS_MAX: u32 = 4;
+/// Longest wait for an answer to OPEN: the path may not carry its length, so that waiting longer does not help.
+const PROBE_RTO_MAX: Duration = Duration::from_millis(160);
+
+/// How often an OPEN of one length is sent before a shorter one is.
+const PROBES_PER_LEN: u32 = 2;
 
 /// RTO before the first sample.
 const RTO_INITIAL: Duration = Duration::from_millis(5);
@@ -40,148 +53,27 @@ const REORDERING_MAX: u64 = 3;
 /// be asked for again under new ones.
 const SESSION_REQUESTS_MAX: u32 = u32::MAX / 2;
 
-/// Bytes of a request before padding and trailer.
-const FULL_LEN: usize = size_of::<RequestHeader>() + BODY_LEN_MAX;
+/// A credit is good for this long; a server that was not heard for longer may have promised the room to others.
+const CREDIT_LIFETIME: Duration = Duration::from_millis(100);
 
-/// Result of a write with its version.
+/// Result of a write, and of one with its version.
+const RESULT_LEN: usize = 2;
 const VERSIONED_RESULT_LEN: usize = 10;
+
+/// Ranges that one request asks for; each is answered by a datagram of its own.
+const RANGES_MAX: u8 = 32;
+
+/// Long values on their way beyond which nothing else is taken.
+const TRANSFERS_MAX: usize = 1_024;
+
+/// Unit of the factor that jitters timeouts.
+const SCALE_ONE: u32 = 1_024;
+
+/// Unit of the estimate of datagrams per get.
+const ESTIMATE_ONE: u32 = 256;
 
 /// Requests whose lengths are evened out together: the segments of one train.
 const RUN_MAX: usize = 64;
-
-/// What a flow is told at its start.
-#[derive(Clone, Copy, Debug)]
-pub struct FlowConfig {
-    /// Slots to ask for, 1..=256: requests that can be in flight.
-    pub window: u16,
-    /// Operations per request, 1..=255.
-    pub operations_max: u8,
-    /// Whether to ask for checksums even where the server would do without (loopback).
-    pub checksum: bool,
-    /// Whether to ask for the versions of keys.
-    pub versions: bool,
-    /// Least time before a request is sent again: 200 µs for a client that spins, 1 ms for one that sleeps.
-    pub rto_floor: Duration,
-    /// Time after which an operation is given up.
-    pub timeout: Duration,
-    /// Epoch of the cluster map that chose this core.
-    pub epoch: u16,
-    /// Random; the nonces of the handshakes and the jitter of the timers grow out of it.
-    pub seed: Nonce,
-}
-
-/// How an operation ended.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Outcome<'a> {
-    /// A get found this value, lent until the sink returns.
-    Value(&'a [u8]),
-    /// A get or delete found no such key.
-    NotFound,
-    /// A put or delete took effect, once.
-    Done,
-    /// It had no effect and never will.
-    NotExecuted(Reason),
-    /// A write was sent and not answered: it may have taken effect, once, or not.
-    OutcomeUnknown,
-}
-
-/// The end of an operation, as sinks are told it.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Ended<'a> {
-    /// As given with the operation.
-    pub tag: u64,
-    /// What became of it.
-    pub outcome: Outcome<'a>,
-    /// If versions were asked for: of a found value, the version that its put was given; of an effective write, its own;
-    /// of an absent key, the shard's at that moment. A shard's versions count its effective writes. Otherwise 0.
-    pub version: u64,
-    /// Epoch of the data that it concerns. After an unknown outcome, the newest that is known: another one than before
-    /// says that the server has lost its data since.
-    pub data_epoch: u64,
-}
-
-/// Why an operation was not taken.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
-pub enum PushError {
-    /// All slots are in use: poll, then push again.
-    #[error("all slots are in use")]
-    Full,
-    /// The key's length.
-    #[error("key of {0} bytes: a key has 1..={KEY_LEN_MAX} bytes")]
-    KeyLen(usize),
-    /// The value's length, and the longest that fits beside its key.
-    #[error("value of {len} bytes: beside a key of {key_len} bytes a value has 0..={max} bytes")]
-    ValueLen {
-        /// Length of the value in bytes.
-        len: usize,
-        /// Length of the key in bytes.
-        key_len: usize,
-        /// Longest value in bytes.
-        max: usize,
-    },
-}
-
-/// What the server said of itself when it opened the session.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct ServerInfo {
-    /// Random number of the server's present run.
-    pub boot_id: u64,
-    /// Changes whenever the contents of the store are lost.
-    pub data_epoch: u64,
-    /// UDP and TCP port of core 0.
-    pub base_port: u16,
-    /// Cores of the node.
-    pub cores: u8,
-    /// The core that this flow talks to.
-    pub core: u8,
-    /// Slots granted.
-    pub window: u16,
-    /// Whether datagrams carry a checksum.
-    pub checksum: bool,
-    /// Time without a word after which the server ends the session.
-    pub lease: Duration,
-}
-
-/// Totals of one flow since its start, in datagrams unless named otherwise.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct FlowCounters {
-    /// Requests sent for the first time.
-    pub requests: u64,
-    /// Requests sent again, whole or in part.
-    pub retransmits: u64,
-    /// Of these, before their timeout because later requests were answered.
-    pub early_retransmits: u64,
-    /// Replies taken.
-    pub replies: u64,
-    /// Sessions opened.
-    pub sessions: u64,
-}
-
-impl FlowCounters {
-    /// What was counted since an earlier reading.
-    #[must_use]
-    pub const fn minus(self, earlier: Self) -> Self {
-        Self {
-            requests: self.requests - earlier.requests,
-            retransmits: self.retransmits - earlier.retransmits,
-            early_retransmits: self.early_retransmits - earlier.early_retransmits,
-            replies: self.replies - earlier.replies,
-            sessions: self.sessions - earlier.sessions,
-        }
-    }
-
-    /// The sum of two flows' totals.
-    #[must_use]
-    pub const fn plus(self, other: Self) -> Self {
-        Self {
-            requests: self.requests + other.requests,
-            retransmits: self.retransmits + other.retransmits,
-            early_retransmits: self.early_retransmits + other.early_retransmits,
-            replies: self.replies + other.replies,
-            sessions: self.sessions + other.sessions,
-        }
-    }
-}
 
 #[derive(Clone, Copy, Debug)]
 enum State {
@@ -206,7 +98,7 @@ enum Phase {
 #[derive(Clone, Debug)]
 struct Slot {
     phase: Phase,
-    writes: bool,
+    class: u8,
     /// Whether any copy was ever sent, in any session.
     exposed: bool,
     /// Waits in `resend`.
@@ -222,6 +114,9 @@ struct Slot {
     sent_at: Instant,
     /// Number of the latest transmission, counted over the flow.
     number: u64,
+    /// Datagrams that the answer is expected to take while it is in flight, and those that have come.
+    expected: u16,
+    replies: u16,
     received: Bits,
     /// Operations that the server had no room for in its reply.
     refused: Bits,
@@ -230,7 +125,7 @@ struct Slot {
 impl Slot {
     const FREE: Self = Self {
         phase: Phase::Free,
-        writes: false,
+        class: 0,
         exposed: false,
         lost: false,
         attempt: 0,
@@ -241,52 +136,14 @@ impl Slot {
         pushed_at: Instant::from_nanos(0),
         sent_at: Instant::from_nanos(0),
         number: 0,
-        received: Bits([0; 4]),
-        refused: Bits([0; 4]),
+        expected: 0,
+        replies: 0,
+        received: Bits::NONE,
+        refused: Bits::NONE,
     };
-}
 
-/// One bit per operation of a request.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-struct Bits([u64; 4]);
-
-impl Bits {
-    #[inline]
-    const fn has(&self, index: u8) -> bool {
-        self.0[index as usize >> 6] >> (index & 63) & 1 == 1
-    }
-
-    #[inline]
-    const fn set(&mut self, index: u8) {
-        self.0[index as usize >> 6] |= 1 << (index & 63);
-    }
-
-    /// How many bits are set that are not set in `other`.
-    fn count_without(&self, other: Self) -> u32 {
-        self.0.iter().zip(other.0).map(|(word, other)| (word & !other).count_ones()).sum()
-    }
-
-    /// Whether none of the `count` bits from `first` on is set.
-    #[inline]
-    fn has_none_of(&self, first: u8, count: u8) -> bool {
-        self.0.iter().zip(Self::range(first, count)).all(|(word, mask)| word & mask == 0)
-    }
-
-    /// Sets the `count` bits from `first` on.
-    #[inline]
-    fn set_all(&mut self, first: u8, count: u8) {
-        self.0.iter_mut().zip(Self::range(first, count)).for_each(|(word, mask)| *word |= mask);
-    }
-
-    /// The bits `first..first + count`, word by word.
-    #[inline]
-    fn range(first: u8, count: u8) -> [u64; 4] {
-        let below = |end: u32, word: usize| {
-            let bits = end.saturating_sub(64 * word as u32).min(64);
-            u64::MAX.unbounded_shr(64 - bits)
-        };
-        let (first, end) = (u32::from(first), u32::from(first) + u32::from(count));
-        std::array::from_fn(|word| below(end, word) & !below(first, word))
+    const fn writes(&self) -> bool {
+        self.class as usize == WRITES
     }
 }
 
@@ -317,8 +174,17 @@ struct Run {
     len: usize,
 }
 
+/// Kinds of requests.
 const READS: usize = 0;
 const WRITES: usize = 1;
+/// Of long values that are read, and that are written.
+const RANGES: usize = 2;
+const PARTS: usize = 3;
+const CLASSES: usize = 4;
+
+/// Flags that tell the server of which class a request is.
+const CLASS_FLAGS: [Flags; CLASSES] =
+    [Flags::READ_ONLY, Flags::NONE, Flags::READ_ONLY.with(Flags::TRANSFER), Flags::TRANSFER];
 
 /// The client's side of one session with one server core.
 #[derive(Debug)]
@@ -338,13 +204,24 @@ pub struct Flow {
     /// Highest slot number granted in this session, plus one.
     window: u16,
     /// Operations per request of each class.
-    operations_max: [u8; 2],
+    operations_max: [u8; CLASSES],
+    /// Bytes of a request before padding and trailer.
+    full_len: usize,
     free: Vec<u8>,
-    filling: [Option<u8>; 2],
-    ready: [VecDeque<u8>; 2],
+    filling: [Option<u8>; CLASSES],
+    ready: [VecDeque<u8>; CLASSES],
+    transfers: Transfers,
     run: Run,
     in_flight: usize,
     credit: u8,
+    /// Requests that may be in flight as far as the delays that were seen allow; halved when they are long.
+    congestion_window: u16,
+    /// Replies since it last changed, and when it was last halved.
+    undelayed: u16,
+    halved_at: Instant,
+    /// Datagrams that the requests in flight are expected to be answered with, and how many a get takes.
+    expected: usize,
+    datagrams_per_get: u32,
 
     /// Transmissions in order: slot and number. Entries whose slot has moved on are skipped.
     sent: VecDeque<(u8, u64)>,
@@ -355,6 +232,8 @@ pub struct Flow {
     /// When a timeout last had a request sent again, if nothing has been heard since.
     probe_at: Option<Instant>,
     jitter: u64,
+    /// Factor of the timeouts that follow one that has passed, in [`SCALE_ONE`]ths.
+    rto_scale: u32,
 
     next: Option<Next>,
     control: Option<Control>,
@@ -362,7 +241,7 @@ pub struct Flow {
     statistics: Option<Box<[u64; STAT_COUNT]>>,
     handshakes: u32,
     handshake_at: Instant,
-    refused: bool,
+    refusal: Option<RefusalReason>,
     last_heard: Instant,
     last_sent: Instant,
     /// Sequence numbers used in this session; no slot's sequence number is higher.
@@ -393,29 +272,34 @@ impl Flow {
             bytes: Vec::new(),
             tags: Vec::new(),
             window: 0,
-            operations_max: [config.operations_max, writes_max(&config)],
+            operations_max: [config.operations_max; CLASSES],
+            full_len: 0,
             free: Vec::with_capacity(config.window.into()),
-            filling: [None; 2],
-            ready: [
-                VecDeque::with_capacity(config.window.into()),
-                VecDeque::with_capacity(config.window.into()),
-            ],
+            filling: [None; CLASSES],
+            ready: std::array::from_fn(|_| VecDeque::with_capacity(config.window.into())),
+            transfers: Transfers::default(),
             run: Run::default(),
             in_flight: 0,
             credit: 1,
+            congestion_window: config.window,
+            undelayed: 0,
+            halved_at: Instant::default(),
+            expected: 0,
+            datagrams_per_get: ESTIMATE_ONE,
             sent: VecDeque::with_capacity(4 * usize::from(config.window)),
             resend: VecDeque::with_capacity(config.window.into()),
             next_number: 0,
             rtt: Rtt::new(RTO_INITIAL, config.rto_floor),
             probe_at: None,
             jitter,
+            rto_scale: SCALE_ONE,
             next: None,
             control: None,
             pong: None,
             statistics: None,
             handshakes: 0,
             handshake_at: Instant::default(),
-            refused: false,
+            refusal: None,
             last_heard: Instant::default(),
             last_sent: Instant::default(),
             session_requests: 0,
@@ -436,10 +320,10 @@ impl Flow {
         self.info.as_ref()
     }
 
-    /// Whether the server's latest word was that it has no room for another session.
+    /// Why the server has refused a session, if that was its latest word.
     #[must_use]
-    pub const fn is_refused(&self) -> bool {
-        self.refused
+    pub const fn refusal(&self) -> Option<RefusalReason> {
+        self.refusal
     }
 
     /// Requests sent and not answered in full.
@@ -453,14 +337,14 @@ impl Flow {
     #[inline]
     #[must_use]
     pub fn ready(&self) -> usize {
-        self.ready[READS].len() + self.ready[WRITES].len() + self.resend.len()
+        self.ready.iter().map(VecDeque::len).sum::<usize>() + self.resend.len()
     }
 
     /// Whether something waits to be sent that should not wait for company: a handshake, a question, a retransmission.
     #[inline]
     #[must_use]
     pub fn has_urgent(&self) -> bool {
-        !self.is_open() || self.control.is_some() || !self.resend.is_empty()
+        !self.is_open() || self.control.is_some() || !self.resend.is_empty() || !self.transfers.is_empty()
     }
 
     /// When the oldest operation that was not sent yet was pushed, or `None` when all were.
@@ -474,7 +358,7 @@ impl Flow {
     /// Whether nothing is being filled, ready or in flight.
     #[must_use]
     pub fn is_idle(&self) -> bool {
-        self.free.len() == usize::from(self.window)
+        self.free.len() == usize::from(self.window) && self.transfers.is_empty()
     }
 
     /// Totals so far.
@@ -493,8 +377,11 @@ impl Flow {
         let class = if operation.is_read() { READS } else { WRITES };
         let len = operation.wire_len();
         let index = match self.filling[class] {
-            Some(index) if usize::from(self.slots[index as usize].len) + len <= FULL_LEN => index,
-            _ => self.begin(now, class).ok_or(PushError::Full)?,
+            Some(index) if usize::from(self.slots[index as usize].len) + len <= self.full_len => index,
+            _ if size_of::<RequestHeader>() + len > self.full_len => {
+                return self.push_long(now, operation, tag);
+            }
+            _ => self.begin_for_caller(now, class).ok_or(PushError::Full)?,
         };
         let slot = &mut self.slots[index as usize];
         let start = usize::from(slot.len);
@@ -511,8 +398,7 @@ impl Flow {
 
     /// Declares the requests that are being filled complete, however short they are.
     pub fn flush(&mut self) {
-        self.close(READS);
-        self.close(WRITES);
+        (0..CLASSES).for_each(|class| self.close(class));
     }
 
     /// Asks for a pong; [`take_pong`](Self::take_pong) has the answer.
@@ -551,11 +437,14 @@ impl Flow {
     pub fn poll_transmit(&mut self, now: Instant) -> Option<usize> {
         if !self.is_open() {
             self.next = (now >= self.handshake_at).then_some(Next::Handshake);
-            return self.next.map(|_| HANDSHAKE_LEN);
+            return self.next.map(|_| self.handshake_len());
         }
         // The server may have ended the session meanwhile. A write sent into it would be refused, and one can not tell that
         // from a write that was executed and whose answer was lost.
-        let is_waiting = !self.ready[READS].is_empty() || !self.ready[WRITES].is_empty();
+        if !self.transfers.is_empty() {
+            self.pump_transfers(now);
+        }
+        let is_waiting = self.ready.iter().any(|ready| !ready.is_empty());
         let must_renew = is_waiting && self.has_gone_stale(now);
         if must_renew && self.in_flight == 0 {
             self.restart(now);
@@ -575,8 +464,7 @@ impl Flow {
             }
             self.resend.pop_front();
         }
-        let limit = if must_renew { 0 } else { self.window.min(self.credit.into()) };
-        let room = usize::from(limit).saturating_sub(self.in_flight);
+        let room = if must_renew { 0 } else { self.room(now) };
         if self.run.left == 0 && room > 0 {
             self.run = self.next_run(room);
         }
@@ -671,7 +559,7 @@ impl Flow {
         let handshake = if self.is_open() { Instant::FAR_FUTURE } else { self.handshake_at };
         let oldest = self.sent.iter().find(|&&(index, number)| self.is_current(index, number));
         let loss = oldest.map_or(Instant::FAR_FUTURE, |&(index, _)| self.loss_at(index));
-        handshake.min(loss).min(self.next_deadline_check)
+        handshake.min(loss).min(self.next_deadline_check).min(self.transfers.next_at())
     }
 
     /// Ends everything: what was never sent as not executed, writes in flight as unknown.
@@ -681,9 +569,87 @@ impl Flow {
                 self.fail(index as u8, Reason::SessionLost, sink);
             }
         }
+        self.transfers.give_up(Instant::FAR_FUTURE, Reason::SessionLost, self.data_epoch, sink);
     }
 
     // ---- filling ----
+
+    /// Takes a put whose value does not fit a datagram.
+    #[cold]
+    #[inline(never)]
+    fn push_long(&mut self, now: Instant, operation: Operation<'_>, tag: u64) -> Result<(), PushError> {
+        if !self.is_open() || !self.transfers.has_room_for_put(operation.value.len()) {
+            return Err(PushError::Full);
+        }
+        self.transfers.begin_put(now, tag, operation.key.bytes(), operation.value);
+        Ok(())
+    }
+
+    /// Writes what the transfers have to send into requests, as far as there are slots.
+    fn pump_transfers(&mut self, now: Instant) {
+        let lens = self.piece_lens();
+        let mut transfers = std::mem::take(&mut self.transfers);
+        transfers.pump(now, lens, |pushed_at, step| self.push_step(pushed_at, step));
+        self.transfers = transfers;
+        self.close(RANGES);
+        self.close(PARTS);
+    }
+
+    /// Writes a step of a transfer into a request; `false` when there is no slot for it.
+    fn push_step(&mut self, pushed_at: Instant, step: Step<'_>) -> bool {
+        let (class, len) = match &step {
+            Step::Range(range, _) => (RANGES, range.wire_len()),
+            Step::Piece(piece, _) => (PARTS, piece.wire_len()),
+            Step::Commit(key, number, _) => (WRITES, Operation::commit(*key, *number).wire_len()),
+        };
+        let index = match self.filling[class] {
+            Some(index) if usize::from(self.slots[index as usize].len) + len <= self.full_len => index,
+            _ => match self.begin(pushed_at, class) {
+                Some(index) => index,
+                None => return false,
+            },
+        };
+        let slot = &mut self.slots[index as usize];
+        let out = &mut self.bytes[index as usize][usize::from(slot.len)..];
+        let (written, tag) = match step {
+            Step::Range(range, tag) => (range.write(out), tag),
+            Step::Piece(piece, tag) => (piece.write(out), tag),
+            Step::Commit(key, number, tag) => (Operation::commit(key, number).write(out), tag),
+        };
+        debug_assert_eq!(written, Some(len), "room was checked above");
+        self.tags[index as usize][slot.count as usize] = tag;
+        slot.len += len as u16;
+        slot.count += 1;
+        if slot.count == self.operations_max[class] {
+            self.close(class);
+        }
+        true
+    }
+
+    /// Pieces that fill a datagram of this session.
+    fn piece_lens(&self) -> PieceLens {
+        let body_len = self.full_len - size_of::<RequestHeader>();
+        let datagram_len = self.full_len + TRAILER_LEN_MAX;
+        PieceLens { range: body_len - self.result_len(), part: part_len(datagram_len) }
+    }
+
+    /// Bytes of a result beside its value.
+    const fn result_len(&self) -> usize {
+        if self.config.versions { VERSIONED_RESULT_LEN } else { RESULT_LEN }
+    }
+
+    /// Begins a request of the caller's operations. While long values are on their way, some slots are kept for them: a
+    /// caller who refills every slot at once would otherwise never let them go on.
+    #[inline(never)]
+    fn begin_for_caller(&mut self, now: Instant, class: usize) -> Option<u8> {
+        if !self.transfers.is_empty() {
+            let kept = usize::from(self.window / 4).max(1);
+            if self.free.len() <= kept || self.transfers.count() >= TRANSFERS_MAX {
+                return None;
+            }
+        }
+        self.begin(now, class)
+    }
 
     /// Closes what is being filled and begins the next request.
     #[inline(never)]
@@ -693,7 +659,7 @@ impl Flow {
         let slot = &mut self.slots[index as usize];
         *slot = Slot {
             phase: Phase::Filling,
-            writes: class == WRITES,
+            class: class as u8,
             seq: slot.seq,
             len: size_of::<RequestHeader>() as u16,
             pushed_at: now,
@@ -725,15 +691,43 @@ impl Flow {
         (usize::from(self.slots[index as usize].len) + self.trailer_len()).max(REQUEST_LEN_MIN)
     }
 
+    /// Requests that may join those in flight: as many as the server has credited, the delays allow and the answers find
+    /// room for.
+    #[inline]
+    fn room(&self, now: Instant) -> usize {
+        let credit = if now.since(self.last_heard) > CREDIT_LIFETIME { 1 } else { u16::from(self.credit) };
+        let limit = self.window.min(credit).min(self.congestion_window);
+        let room = usize::from(limit).saturating_sub(self.in_flight);
+        let answers_left = self.config.reply_datagrams_max.saturating_sub(self.expected);
+        if room == 0 || answers_left >= room * REPLY_DATAGRAMS_MAX {
+            return room;
+        }
+        let front = self.ready.iter().filter_map(|queue| queue.front());
+        let largest = front.map(|&index| self.expected_of(index)).max().unwrap_or(1);
+        // What nothing else is in flight with may be larger than all room: there is no smaller step.
+        room.min(answers_left / usize::from(largest)).max(usize::from(self.in_flight == 0))
+    }
+
+    /// Datagrams that the answer to a request will probably take.
+    fn expected_of(&self, index: u8) -> u16 {
+        let slot = &self.slots[index as usize];
+        let datagrams = match usize::from(slot.class) {
+            READS => (u32::from(slot.count) * self.datagrams_per_get).div_ceil(ESTIMATE_ONE),
+            RANGES => slot.count.into(),
+            _ => 1,
+        };
+        datagrams.clamp(1, REPLY_DATAGRAMS_MAX as u32) as u16
+    }
+
     /// The next ready requests that may be sent together. Reads go first, because a train's first reply sets the length
-    /// of its segments and replies to reads are the long ones; unless not all may go, then the older class does.
+    /// of its segments and replies to reads are the long ones; unless not all may go, then the oldest class does.
     fn next_run(&self, room: usize) -> Run {
         let age = |class: usize| {
             self.ready[class].front().map_or(Instant::FAR_FUTURE, |&slot| self.slots[slot as usize].pushed_at)
         };
-        let all_may_go = self.ready[READS].len() + self.ready[WRITES].len() <= room;
-        let reads_first = !self.ready[READS].is_empty() && (all_may_go || age(READS) <= age(WRITES));
-        let class = if reads_first { READS } else { WRITES };
+        let all_may_go = self.ready.iter().map(VecDeque::len).sum::<usize>() <= room;
+        let oldest = (0..CLASSES).min_by_key(|&class| age(class)).unwrap_or(READS);
+        let class = if all_may_go && !self.ready[READS].is_empty() { READS } else { oldest };
         let left = self.ready[class].len().min(room).min(RUN_MAX);
         let len =
             self.ready[class].iter().take(left).map(|&index| self.datagram_len(index)).max().unwrap_or(0);
@@ -741,7 +735,10 @@ impl Flow {
     }
 
     fn emit_request(&mut self, now: Instant, index: u8, out: &mut [u8]) {
+        let expected = self.expected_of(index);
         let slot = &mut self.slots[index as usize];
+        self.expected = self.expected + usize::from(expected) - usize::from(slot.expected);
+        slot.expected = expected;
         slot.exposed = true;
         slot.lost = false;
         slot.sent_at = now;
@@ -752,8 +749,7 @@ impl Flow {
         let header = RequestHeader {
             common: Common {
                 kind: Kind::REQUEST,
-                flags: Flags::READ_ONLY
-                    .when(!slot.writes)
+                flags: CLASS_FLAGS[usize::from(slot.class)]
                     .with(Flags::CHECKSUM.when(checksum))
                     .with(Flags::VERSIONS.when(self.config.versions)),
                 slot: index,
@@ -780,7 +776,8 @@ impl Flow {
     /// rest of it as a new request.
     fn emit_again(&mut self, now: Instant, index: u8, out: &mut [u8]) {
         let slot = &mut self.slots[index as usize];
-        if slot.writes || slot.missing == slot.count {
+        let is_read = matches!(usize::from(slot.class), READS | RANGES);
+        if !is_read || slot.missing == slot.count {
             slot.attempt = slot.attempt.wrapping_add(1);
         } else {
             // `out` was sized for the longer request; what is left of it is padding.
@@ -793,39 +790,56 @@ impl Flow {
         self.emit_request(now, index, out);
     }
 
-    /// Rewrites a request so that it holds only the operations that have no result yet.
+    /// Rewrites a request of reads so that it holds only the operations that have no result yet.
     fn keep_missing(&mut self, index: u8) {
         let slot = &mut self.slots[index as usize];
         let header_len = size_of::<RequestHeader>();
         let old = self.bytes[index as usize];
+        let new = &mut self.bytes[index as usize];
         let tags = &mut self.tags[index as usize];
-        let operations = Operations::new(&old[header_len..usize::from(slot.len)], slot.count, true);
-        let (mut len, mut count) = (header_len, 0);
-        for (position, operation) in operations.enumerate() {
-            if slot.received.has(position as u8) {
-                continue;
+        let (mut start, mut len, mut count) = (header_len, header_len, 0);
+        for position in 0..slot.count {
+            let rest = &old[start..];
+            let operation_len = if usize::from(slot.class) == RANGES {
+                Range::parse(rest).map(|(range, _)| range.wire_len())
+            } else {
+                Operation::parse(rest).map(|(operation, _)| operation.wire_len())
+            };
+            let operation_len = operation_len.expect("written by push");
+            if !slot.received.has(position) {
+                new[len..len + operation_len].copy_from_slice(&rest[..operation_len]);
+                tags[count] = tags[usize::from(position)];
+                len += operation_len;
+                count += 1;
             }
-            let operation = operation.expect("written by push");
-            let room = &mut self.bytes[index as usize][len..];
-            len += operation.write(room).expect("not longer than before");
-            tags[count] = tags[position];
-            count += 1;
+            start += operation_len;
         }
         slot.len = len as u16;
         slot.count = count as u8;
         slot.missing = slot.count;
-        slot.received = Bits::default();
-        slot.refused = Bits::default();
+        slot.replies = 0;
+        slot.received = Bits::NONE;
+        slot.refused = Bits::NONE;
+    }
+
+    /// Length of the next HELLO or OPEN. Opens become shorter until one comes through; when none does, the cookie may be of
+    /// a server that has restarted since.
+    fn handshake_len(&mut self) -> usize {
+        if matches!(self.state, State::Opening(_)) {
+            if let Some(&len) = DATAGRAM_LENS.get((self.handshakes / PROBES_PER_LEN) as usize) {
+                return len;
+            }
+            self.state = State::Greeting;
+        }
+        HELLO_LEN
     }
 
     fn emit_handshake(&mut self, now: Instant, out: &mut [u8]) {
+        let longest =
+            if matches!(self.state, State::Opening(_)) { PROBE_RTO_MAX } else { Duration::from_secs(1) };
         let rto = HANDSHAKE_RTO * 2u32.saturating_pow(self.handshakes.min(6));
-        self.handshake_at = now + self.jittered(rto.min(Duration::from_secs(1)));
+        self.handshake_at = now + self.jittered(rto.min(longest));
         self.handshakes += 1;
-        if self.handshakes > OPENS_MAX {
-            // The cookie may be of a server that has restarted since.
-            self.state = State::Greeting;
-        }
         let common = Common {
             flags: Flags::CHECKSUM,
             slot: 0,
@@ -843,10 +857,10 @@ impl Flow {
                 checksum: self.config.checksum.into(),
                 ..Open::new_zeroed()
             };
-            assert_eq!(seal(&request, out), out.len(), "length announced by poll_transmit");
+            seal_padded(&request, out.len(), out);
         } else {
             let hello = Hello { common, nonce: self.nonce, ..Hello::new_zeroed() };
-            assert_eq!(seal(&hello, out), out.len(), "length announced by poll_transmit");
+            seal_padded(&hello, out.len(), out);
         }
     }
 
@@ -898,12 +912,24 @@ impl Flow {
         if header.count == 0 || u16::from(header.first) + u16::from(header.count) > slot.count.into() {
             return Err(DropReason::Malformed);
         }
+        slot.replies += 1;
+        let writes = slot.writes();
         self.last_heard = now;
         self.probe_at = None;
         self.rtt.heard();
         self.credit = header.credit.max(1);
         self.counters.replies += 1;
+        self.watch_delay(now, header.queue_delay);
+        if usize::from(self.slots[index as usize].class) >= RANGES {
+            let verdict = self.receive_steps(now, header, results, sink);
+            if self.slots[index as usize].missing == 0 {
+                self.complete(now, index, common.attempt);
+            }
+            return verdict;
+        }
 
+        let lens = self.piece_lens();
+        let slot = &mut self.slots[index as usize];
         let tags = &self.tags[index as usize];
         let versions = common.flags.contains(Flags::VERSIONS);
         let data_epoch = self.data_epoch;
@@ -937,7 +963,7 @@ impl Flow {
                 }
             };
             let outcome = match result {
-                OpResult::NotExecuted(Reason::ReplyFull) if !slot.writes => {
+                OpResult::NotExecuted(Reason::ReplyFull) if !writes => {
                     slot.refused.set(position);
                     continue;
                 }
@@ -945,6 +971,15 @@ impl Flow {
                 OpResult::NotFound => Outcome::NotFound,
                 OpResult::Done => Outcome::Done,
                 OpResult::NotExecuted(reason) => Outcome::NotExecuted(reason),
+                OpResult::Long(long) if !writes && transfer::is_possible(long) => {
+                    slot.received.set(position);
+                    slot.missing -= 1;
+                    let body = &self.bytes[index as usize][size_of::<RequestHeader>()..];
+                    let get = Operations::new(body, slot.count, true).nth(position.into());
+                    let key = get.and_then(Result::ok).expect("written by push").key.bytes();
+                    self.transfers.begin_get(slot.pushed_at, tags[position as usize], key, long, lens);
+                    continue;
+                }
                 OpResult::Long(_) => {
                     verdict = Err(DropReason::Malformed);
                     break;
@@ -968,6 +1003,62 @@ impl Flow {
         verdict
     }
 
+    /// Takes the answers to steps of transfers.
+    #[cold]
+    fn receive_steps(
+        &mut self,
+        now: Instant,
+        header: &ReplyHeader,
+        results: &[u8],
+        sink: &mut impl FnMut(Ended<'_>),
+    ) -> Result<(), DropReason> {
+        let lens = self.piece_lens();
+        let versions = header.common.flags.contains(Flags::VERSIONS);
+        let slot = &mut self.slots[header.common.slot as usize];
+        let tags = &self.tags[header.common.slot as usize];
+        for (result, position) in Results::new(results, header.count, versions).zip(header.first..) {
+            let (result, version) = result?;
+            if slot.received.has(position) {
+                continue;
+            }
+            slot.received.set(position);
+            slot.missing -= 1;
+            let answer = (tags[position as usize], result, version);
+            self.transfers.take(now, answer, lens, self.data_epoch, sink);
+        }
+        Ok(())
+    }
+
+    /// Halves the congestion window, at most once per round trip, when answers wait long at the server, and lets it grow
+    /// by one with each window of answers that do not: many clients of one server must not fill its queue together.
+    #[inline]
+    fn watch_delay(&mut self, now: Instant, queue_delay: u8) {
+        let smoothed = self.rtt.smoothed();
+        if queue_delay > 0
+            && Duration::from_micros(4) * queue_delay.into() > smoothed * 4
+            && !smoothed.is_zero()
+        {
+            self.halve_window(now);
+            return;
+        }
+        if self.congestion_window < self.window {
+            self.undelayed += 1;
+            if self.undelayed >= self.congestion_window {
+                self.congestion_window += 1;
+                self.undelayed = 0;
+            }
+        }
+    }
+
+    #[cold]
+    fn halve_window(&mut self, now: Instant) {
+        if now.since(self.halved_at) > self.rtt.smoothed() {
+            self.congestion_window = (self.congestion_window / 2).max(1);
+            self.undelayed = 0;
+            self.halved_at = now;
+        }
+    }
+
     /// All results of a request are here: its slot is free again, and requests sent long before it are lost.
     #[inline]
     fn complete(&mut self, now: Instant, index: u8, attempt: u8) {
@@ -975,6 +1066,13 @@ impl Flow {
         slot.phase = Phase::Free;
         self.free.push(index);
         self.in_flight -= 1;
+        self.expected -= usize::from(slot.expected);
+        if usize::from(slot.class) == READS {
+            // The estimate follows at once upwards and slowly downwards.
+            let datagrams_per_get = u32::from(slot.replies) * ESTIMATE_ONE / u32::from(slot.count).max(1);
+            let lower = self.datagrams_per_get - self.datagrams_per_get.div_ceil(16);
+            self.datagrams_per_get = datagrams_per_get.max(lower).clamp(1, ESTIMATE_ONE);
+        }
         if attempt != slot.attempt {
             // The answer to an earlier copy says nothing of what was sent between that and the latest.
             return;
@@ -1025,7 +1123,12 @@ impl Flow {
         }
         let window = opened.window.get();
         let lease = Duration::from_secs(opened.lease_s.get().into());
-        if window == 0 || window > self.config.window || opened.cores == 0 || lease.is_zero() {
+        let datagram_len = usize::from(opened.datagram_len_max.get());
+        let sane = (1..=self.config.window).contains(&window)
+            && (DATAGRAM_LEN_MIN..=DATAGRAM_LEN_MAX).contains(&datagram_len)
+            && opened.cores > 0
+            && !lease.is_zero();
+        if !sane {
             return Err(DropReason::Malformed);
         }
         self.state = State::Open;
@@ -1040,11 +1143,17 @@ impl Flow {
             core: opened.core,
             window,
             checksum: opened.checksum != 0,
+            datagram_len,
             lease,
         });
         self.credit = opened.credit.max(1);
+        self.full_len = datagram_len - TRAILER_LEN_MAX;
+        // The results of a write's operations fit one datagram.
+        let results_max = (self.full_len - size_of::<ReplyHeader>()) / self.result_len();
+        self.operations_max[WRITES] = self.config.operations_max.min(results_max.min(u8::MAX.into()) as u8);
+        self.operations_max[RANGES] = RANGES_MAX;
         self.handshakes = 0;
-        self.refused = false;
+        self.refusal = None;
         self.last_heard = now;
         self.last_sent = now;
         self.counters.sessions += 1;
@@ -1057,7 +1166,9 @@ impl Flow {
         if !matches!(self.state, State::Opening(_)) || refused.nonce != self.nonce {
             return Err(DropReason::Unexpected);
         }
-        self.refused = true;
+        self.refusal = Some(refused.reason);
+        // The open has come through: there is no need for a shorter one.
+        self.handshakes = self.handshakes.saturating_sub(1) / PROBES_PER_LEN * PROBES_PER_LEN;
         let retry_after = Duration::from_millis(refused.retry_after_ms.get().into());
         self.handshake_at = self.handshake_at.max(now + retry_after);
         Ok(())
@@ -1079,14 +1190,18 @@ impl Flow {
             if slot.phase != Phase::InFlight {
                 continue;
             }
-            if slot.writes {
-                self.fail(index, Reason::SessionLost, sink);
-            } else {
-                // Reading again in the next session does no harm.
-                self.keep_missing(index);
-                self.slots[index as usize].phase = Phase::Ready;
-                self.ready[READS].push_front(index);
-                self.in_flight -= 1;
+            match usize::from(slot.class) {
+                WRITES => self.fail(index, Reason::SessionLost, sink),
+                READS => {
+                    // Reading again in the next session does no harm.
+                    self.keep_missing(index);
+                    let slot = &mut self.slots[index as usize];
+                    slot.phase = Phase::Ready;
+                    self.expected -= usize::from(std::mem::take(&mut slot.expected));
+                    self.ready[READS].push_front(index);
+                    self.in_flight -= 1;
+                }
+                _ => self.release(index),
             }
         }
         self.restart(now);
@@ -1118,13 +1233,20 @@ impl Flow {
 
     /// Begins a new handshake; requests that wait go into the session that it opens.
     fn restart(&mut self, now: Instant) {
+        for index in 0..self.slots.len() {
+            // What was staged for the old session is lost with it.
+            let slot = &self.slots[index];
+            if slot.phase != Phase::Free && usize::from(slot.class) >= RANGES {
+                self.release(index as u8);
+            }
+        }
+        self.transfers.restart_all(now);
         debug_assert_eq!(self.in_flight, 0, "requests in flight belong to the old session");
         self.state = State::Greeting;
         self.session = 0;
         self.token = 0;
-        // A nonce of its own for each handshake: the seed plus their number.
-        let number = u64::from_le_bytes(self.nonce[8..].try_into().expect("8 of 16 bytes"));
-        self.nonce[8..].copy_from_slice(&number.wrapping_add(1).to_le_bytes());
+        // A later generation: the server ends what it has of the earlier ones.
+        self.nonce = nonce_of(client_id(&self.nonce), generation(&self.nonce).wrapping_add(1));
         self.handshakes = 0;
         self.handshake_at = now;
         self.sent.clear();
@@ -1133,6 +1255,8 @@ impl Flow {
         self.probe_at = None;
         self.session_requests = 0;
         self.rtt = Rtt::new(RTO_INITIAL, self.config.rto_floor);
+        self.congestion_window = self.config.window;
+        self.undelayed = 0;
         for slot in &mut self.slots {
             slot.seq = 0;
         }
@@ -1194,7 +1318,13 @@ impl Flow {
     #[inline]
     fn loss_at(&self, index: u8) -> Instant {
         let sent_at = self.slots[index as usize].sent_at;
-        self.probe_at.map_or(sent_at, |probe_at| probe_at.max(sent_at)) + self.rtt.rto()
+        let since = self.probe_at.map_or(sent_at, |probe_at| probe_at.max(sent_at));
+        since
+            + if self.rtt.is_backed_off() {
+                self.rtt.rto() * self.rto_scale / SCALE_ONE
+            } else {
+                self.rtt.rto()
+            }
     }
 
     /// Marks the oldest unanswered request for sending again when its timeout has passed.
@@ -1209,6 +1339,8 @@ impl Flow {
                 self.mark_lost(index);
                 self.probe_at = Some(now);
                 self.rtt.expired();
+                self.halve_window(now);
+                self.rto_scale = self.draw_scale();
                 return;
             }
             self.sent.pop_front();
@@ -1216,6 +1348,10 @@ impl Flow {
     }
 
     fn give_up(&mut self, now: Instant, sink: &mut impl FnMut(Ended<'_>)) {
+        if !self.transfers.is_empty() && now.since(Instant::default()) >= self.config.timeout {
+            let begun_before = now - self.config.timeout;
+            self.transfers.give_up(begun_before, Reason::Deadline, self.data_epoch, sink);
+        }
         for index in 0..self.slots.len() {
             let slot = &self.slots[index];
             if slot.phase != Phase::Free && now.since(slot.pushed_at) >= self.config.timeout {
@@ -1226,19 +1362,29 @@ impl Flow {
 
     /// Ends a request without an answer: a write that was sent is unknown, everything else had no effect.
     fn fail(&mut self, index: u8, reason: Reason, sink: &mut impl FnMut(Ended<'_>)) {
-        let slot = &mut self.slots[index as usize];
-        let unknown = slot.writes && slot.exposed;
+        let slot = &self.slots[index as usize];
+        if usize::from(slot.class) >= RANGES {
+            // Whoever waits for these steps ends by its own deadline.
+            return self.release(index);
+        }
+        let unknown = slot.writes() && slot.exposed;
         let outcome = if unknown { Outcome::OutcomeUnknown } else { Outcome::NotExecuted(reason) };
-        let phase = std::mem::replace(&mut slot.phase, Phase::Free);
         for position in 0..slot.count {
             if !slot.received.has(position) {
                 let tag = self.tags[index as usize][position as usize];
                 sink(Ended { tag, outcome, version: 0, data_epoch: self.data_epoch });
             }
         }
-        let class = if self.slots[index as usize].writes { WRITES } else { READS };
-        match phase {
-            Phase::Free => unreachable!("a free slot has no operations to end"),
+        self.release(index);
+    }
+
+    /// Makes a slot free, whatever becomes of its request.
+    fn release(&mut self, index: u8) {
+        let slot = &mut self.slots[index as usize];
+        let class = usize::from(slot.class);
+        self.expected -= usize::from(std::mem::take(&mut slot.expected));
+        match std::mem::replace(&mut slot.phase, Phase::Free) {
+            Phase::Free => unreachable!("a free slot has nothing to release"),
             Phase::Filling => self.filling[class] = None,
             Phase::Ready => {
                 self.ready[class].retain(|&ready| ready != index);
@@ -1251,18 +1397,17 @@ impl Flow {
 
     /// `duration` ± 25 %, so that many clients do not retry in step.
     fn jittered(&mut self, duration: Duration) -> Duration {
+        duration * self.draw_scale() / SCALE_ONE
+    }
+
+    /// 0.75 to 1.25, in [`SCALE_ONE`]ths.
+    fn draw_scale(&mut self) -> u32 {
         // xorshift64, Marsaglia 2003.
         self.jitter ^= self.jitter << 13;
         self.jitter ^= self.jitter >> 7;
         self.jitter ^= self.jitter << 17;
-        duration * 3 / 4 + duration / 2 * (self.jitter >> 48) as u32 / (1 << 16)
+        SCALE_ONE * 3 / 4 + (self.jitter >> 48) as u32 % (SCALE_ONE / 2)
     }
-}
-
-/// Most writes in a request: their results fit one datagram.
-fn writes_max(config: &FlowConfig) -> u8 {
-    let versioned = (BODY_LEN_MAX / VERSIONED_RESULT_LEN) as u8;
-    if config.versions { config.operations_max.min(versioned) } else { config.operations_max }
 }
 
 /// Checks key and value against the limits.
@@ -1275,9 +1420,8 @@ pub fn check_lengths(operation: &Operation<'_>) -> Result<(), PushError> {
     if key_len == 0 || key_len > KEY_LEN_MAX {
         return Err(PushError::KeyLen(key_len));
     }
-    let (len, max) = (operation.value.len(), Operation::value_len_max(key_len));
-    if len > max {
-        return Err(PushError::ValueLen { len, key_len, max });
+    if operation.value.len() > VALUE_LEN_MAX {
+        return Err(PushError::ValueLen(operation.value.len()));
     }
     Ok(())
 }
@@ -1285,21 +1429,6 @@ pub fn check_lengths(operation: &Operation<'_>) -> Result<(), PushError> {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    /// Goal: ranges of bits are those bits. Method: every range against bits set one by one.
-    #[test]
-    fn bit_ranges_are_the_single_bits() {
-        for first in 0..=255u8 {
-            for count in [0, 1, 2, 11, 63, 64, 65, 128, 255].into_iter().filter(|&count| count <= 255 - first)
-            {
-                let (mut all, mut single) = (Bits::default(), Bits::default());
-                all.set_all(first, count);
-                (first..first + count).for_each(|index| single.set(index));
-                assert_eq!(all, single, "{count} from {first}");
-                assert_eq!(all.has_none_of(first, count), count == 0);
-            }
-        }
-    }
 
     /// Goal: a session is renewed before sequence numbers wrap. Method: one that has used them up, which no test lives to
     /// see, is set up by hand; the next request must greet, and go into the new session with number 1.
@@ -1310,6 +1439,7 @@ mod tests {
             operations_max: 1,
             checksum: false,
             versions: false,
+            reply_datagrams_max: usize::MAX,
             rto_floor: Duration::from_micros(200),
             timeout: Duration::from_secs(1),
             epoch: 0,
@@ -1325,10 +1455,12 @@ mod tests {
             core: 0,
             window: 1,
             checksum: false,
+            datagram_len: DATAGRAM_LEN_MAX,
             lease: Duration::from_secs(60),
         };
         flow.state = State::Open;
         flow.info = Some(info);
+        flow.full_len = DATAGRAM_LEN_MAX - TRAILER_LEN_MAX;
         flow.resize(1, &mut |_| ());
         flow.session_requests = SESSION_REQUESTS_MAX;
         let now = Instant::from_nanos(1);

@@ -1,0 +1,361 @@
+//! Long values on their way: asked for range by range, or sent part by part and then committed.
+//!
+//! ```text
+//! get   Ask ──▶ Ranges ──▶ ended          put   Begin ──▶ Parts ──▶ Commit ──▶ a write like any other
+//!        ▲         │ changed                      ▲         │ not staged
+//!        └─────────┘                              └─────────┘
+//! ```
+//! A get reads one version: when the value is replaced meanwhile, it begins again. A put has no effect before its commit, so
+//! that everything before may be repeated and given up at will.
+
+use std::time::Duration;
+
+use crate::{
+    flow::{Ended, Outcome},
+    key::Key,
+    time::Instant,
+    wire::{LongValue, OpResult, Piece, Range, Reason, VALUE_LEN_MAX},
+};
+
+/// Transfers that are worked on at a time; others wait without a buffer.
+const ACTIVE_MAX: usize = 16;
+
+/// Puts waiting and under way, and the bytes of their values, both as many as a server stages for a session.
+const PUTS_MAX: usize = 16;
+const PUTS_LEN_MAX: usize = 4 << 20;
+
+/// How often a get begins again because the value was replaced.
+const RESTARTS_MAX: u32 = 16;
+
+/// Time until a server that had no room for a put is asked again.
+const STAGING_RETRY: Duration = Duration::from_millis(2);
+
+/// Stands for the question before the pieces, where otherwise the number of a piece stands.
+const QUESTION: u32 = u32::MAX;
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum State {
+    /// A get asks whether the value is (still) long, and of which version.
+    Ask {
+        asked: bool,
+    },
+    Ranges,
+    /// A put asks for room.
+    Begin {
+        asked: bool,
+        not_before: Instant,
+    },
+    Parts,
+    /// All parts are there.
+    Commit,
+}
+
+#[derive(Debug)]
+struct Transfer {
+    /// Told to the server for puts; answers to another number are of an earlier try.
+    number: u32,
+    tag: u64,
+    key: Box<[u8]>,
+    pushed_at: Instant,
+    state: State,
+    /// Of a get: filled range by range.
+    value: Vec<u8>,
+    version: u64,
+    piece_len: usize,
+    /// The next piece to ask for or to send.
+    next: u32,
+    /// Pieces without an answer.
+    missing: u32,
+    restarts: u32,
+}
+
+/// What the flow is to write into a request next, and the tag of its answer.
+#[derive(Clone, Copy, Debug)]
+pub(super) enum Step<'a> {
+    Range(Range<'a>, u64),
+    Piece(Piece<'a>, u64),
+    /// Key, number, and the tag of the put.
+    Commit(Key<'a>, u32, u64),
+}
+
+/// Lengths of pieces that fill a datagram of the session.
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct PieceLens {
+    pub(super) range: usize,
+    pub(super) part: usize,
+}
+
+/// The long values of one flow.
+#[derive(Debug, Default)]
+pub(super) struct Transfers {
+    /// Oldest first.
+    list: Vec<Transfer>,
+    /// Last number given out.
+    number: u32,
+}
+
+impl Transfers {
+    pub(super) const fn is_empty(&self) -> bool {
+        self.list.is_empty()
+    }
+
+    pub(super) const fn count(&self) -> usize {
+        self.list.len()
+    }
+
+    /// Whether a put of `len` bytes may be taken.
+    pub(super) fn has_room_for_put(&self, len: usize) -> bool {
+        let puts = self.list.iter().filter(|transfer| transfer.is_put());
+        let (count, total) = puts.fold((0, 0), |(count, total), put| (count + 1, total + put.value.len()));
+        count < PUTS_MAX && total + len <= PUTS_LEN_MAX
+    }
+
+    /// Begins to fetch a value that turned out to be long.
+    pub(super) fn begin_get(
+        &mut self,
+        pushed_at: Instant,
+        tag: u64,
+        key: &[u8],
+        long: &LongValue,
+        lens: PieceLens,
+    ) {
+        self.begin(pushed_at, tag, key, State::Ask { asked: false }, Vec::new());
+        if self.list.len() <= ACTIVE_MAX
+            && let Some(transfer) = self.list.last_mut()
+        {
+            transfer.begin_ranges(long, lens);
+        }
+    }
+
+    /// Begins to send a long value.
+    pub(super) fn begin_put(&mut self, pushed_at: Instant, tag: u64, key: &[u8], value: &[u8]) {
+        let state = State::Begin { asked: false, not_before: pushed_at };
+        self.begin(pushed_at, tag, key, state, value.to_vec());
+    }
+
+    fn begin(&mut self, pushed_at: Instant, tag: u64, key: &[u8], state: State, value: Vec<u8>) {
+        self.number += 1;
+        self.list.push(Transfer {
+            number: self.number,
+            tag,
+            key: key.into(),
+            pushed_at,
+            state,
+            value,
+            version: 0,
+            piece_len: 0,
+            next: 0,
+            missing: 0,
+            restarts: 0,
+        });
+    }
+
+    /// Offers what is to be sent next to `write` until that refuses or nothing is left.
+    pub(super) fn pump(
+        &mut self,
+        now: Instant,
+        lens: PieceLens,
+        mut write: impl FnMut(Instant, Step<'_>) -> bool,
+    ) {
+        let mut index = 0;
+        while index < self.list.len().min(ACTIVE_MAX) {
+            let transfer = &mut self.list[index];
+            while let Some(step) = transfer.step(now, lens) {
+                if !write(transfer.pushed_at, step) {
+                    return;
+                }
+                transfer.advance();
+            }
+            if transfer.state == State::Commit {
+                // From here on it is a write like any other.
+                self.list.remove(index);
+            } else {
+                index += 1;
+            }
+        }
+    }
+
+    /// Takes the answer to a step.
+    pub(super) fn take(
+        &mut self,
+        now: Instant,
+        (tag, result, version): (u64, OpResult<'_>, u64),
+        lens: PieceLens,
+        data_epoch: u64,
+        sink: &mut impl FnMut(Ended<'_>),
+    ) {
+        let (number, piece) = ((tag >> 32) as u32, tag as u32);
+        let Some(index) = self.list.iter().position(|transfer| transfer.number == number) else { return };
+        let transfer = &mut self.list[index];
+        let ended = |outcome, version| Ended { tag: transfer.tag, outcome, version, data_epoch };
+        match (transfer.state, result) {
+            (State::Ask { .. }, OpResult::Long(long)) if is_possible(long) => {
+                transfer.begin_ranges(long, lens);
+                return;
+            }
+            (State::Ask { .. }, OpResult::Value(value)) => sink(ended(Outcome::Value(value), version)),
+            (State::Ask { .. }, OpResult::NotFound) => sink(ended(Outcome::NotFound, version)),
+            (State::Ranges, OpResult::Value(bytes)) if piece != QUESTION => {
+                let start = piece as usize * transfer.piece_len;
+                let end = (start + transfer.piece_len).min(transfer.value.len());
+                let Some(room) = transfer.value.get_mut(start..end).filter(|room| room.len() == bytes.len())
+                else {
+                    return;
+                };
+                room.copy_from_slice(bytes);
+                transfer.missing -= 1;
+                if transfer.missing > 0 {
+                    return;
+                }
+                let transfer = self.list.remove(index);
+                // A version is told when it was asked for: then it comes with each range.
+                let version = if version > 0 { transfer.version } else { 0 };
+                let outcome = Outcome::Value(&transfer.value);
+                sink(Ended { tag: transfer.tag, outcome, version, data_epoch });
+                return;
+            }
+            (State::Ranges, OpResult::NotFound | OpResult::NotExecuted(Reason::Changed))
+                if transfer.restarts < RESTARTS_MAX =>
+            {
+                transfer.restarts += 1;
+                self.restart(index, now);
+                return;
+            }
+            (State::Ranges, OpResult::NotFound) => sink(ended(Outcome::NotExecuted(Reason::Changed), 0)),
+            (State::Begin { .. }, OpResult::Done) => {
+                transfer.split(lens.part);
+                transfer.state = State::Parts;
+                return;
+            }
+            (State::Begin { .. }, OpResult::NotExecuted(Reason::StagingFull)) => {
+                transfer.state = State::Begin { asked: false, not_before: now + STAGING_RETRY };
+                return;
+            }
+            (State::Parts, OpResult::Done) => {
+                transfer.missing -= 1;
+                if transfer.missing == 0 {
+                    transfer.state = State::Commit;
+                }
+                return;
+            }
+            (State::Begin { .. } | State::Parts, OpResult::NotExecuted(Reason::NotStaged)) => {
+                self.restart(index, now);
+                return;
+            }
+            (_, OpResult::NotExecuted(reason)) => sink(ended(Outcome::NotExecuted(reason), 0)),
+            // No server answers so; the deadline ends what waits for it.
+            _ => return,
+        }
+        self.list.remove(index);
+    }
+
+    /// Begins all over again, in a new session.
+    pub(super) fn restart_all(&mut self, now: Instant) {
+        (0..self.list.len()).for_each(|index| self.restart(index, now));
+    }
+
+    /// Begins again under a new number, so that answers to the old one are told apart.
+    fn restart(&mut self, index: usize, now: Instant) {
+        self.number += 1;
+        let transfer = &mut self.list[index];
+        transfer.number = self.number;
+        transfer.state = if transfer.is_put() {
+            State::Begin { asked: false, not_before: now }
+        } else {
+            transfer.value = Vec::new();
+            State::Ask { asked: false }
+        };
+        (transfer.next, transfer.missing) = (0, 0);
+    }
+
+    /// Ends those begun before `deadline`, none of which has had an effect.
+    pub(super) fn give_up(
+        &mut self,
+        begun_before: Instant,
+        reason: Reason,
+        data_epoch: u64,
+        sink: &mut impl FnMut(Ended<'_>),
+    ) {
+        self.list.retain(|transfer| {
+            let keep = transfer.pushed_at > begun_before;
+            if !keep {
+                let refused = matches!(transfer.state, State::Begin { asked: false, .. });
+                let reason = if refused && reason == Reason::Deadline { Reason::StagingFull } else { reason };
+                let outcome = Outcome::NotExecuted(reason);
+                sink(Ended { tag: transfer.tag, outcome, version: 0, data_epoch });
+            }
+            keep
+        });
+    }
+
+    /// When the next step that waits for its time is due.
+    pub(super) fn next_at(&self) -> Instant {
+        let begins = self.list.iter().take(ACTIVE_MAX).filter_map(|transfer| match transfer.state {
+            State::Begin { asked: false, not_before } => Some(not_before),
+            _ => None,
+        });
+        begins.min().unwrap_or(Instant::FAR_FUTURE)
+    }
+}
+
+/// Whether a server may say so: what it says decides how much memory is set aside.
+pub(super) fn is_possible(long: &LongValue) -> bool {
+    (1..=VALUE_LEN_MAX as u32).contains(&long.len.get())
+}
+
+impl Transfer {
+    const fn is_put(&self) -> bool {
+        matches!(self.state, State::Begin { .. } | State::Parts | State::Commit)
+    }
+
+    fn begin_ranges(&mut self, long: &LongValue, lens: PieceLens) {
+        self.version = long.version.get();
+        self.value = vec![0; long.len.get() as usize];
+        self.split(lens.range);
+        self.state = State::Ranges;
+    }
+
+    fn split(&mut self, piece_len: usize) {
+        self.piece_len = piece_len;
+        self.next = 0;
+        self.missing = self.value.len().div_ceil(piece_len) as u32;
+    }
+
+    /// What is to be sent next, if anything can be sent before more is answered.
+    fn step(&self, now: Instant, lens: PieceLens) -> Option<Step<'_>> {
+        let tag = |piece: u32| u64::from(self.number) << 32 | u64::from(piece);
+        let key = Key::new(&self.key);
+        let start = self.next as usize * self.piece_len;
+        let end = (start + self.piece_len).min(self.value.len());
+        match self.state {
+            State::Ask { asked: false } => {
+                let range = Range { key, version: 0, offset: 0, len: lens.range as u16 };
+                Some(Step::Range(range, tag(QUESTION)))
+            }
+            State::Ranges if start < end => {
+                let (offset, len) = (start as u32, (end - start) as u16);
+                Some(Step::Range(Range { key, version: self.version, offset, len }, tag(self.next)))
+            }
+            State::Begin { asked: false, not_before } if now >= not_before => {
+                let begin = Piece::Begin { number: self.number, len: self.value.len() as u32 };
+                Some(Step::Piece(begin, tag(QUESTION)))
+            }
+            State::Parts if start < end => {
+                let bytes = &self.value[start..end];
+                let part = Piece::Part { number: self.number, offset: start as u32, bytes };
+                Some(Step::Piece(part, tag(self.next)))
+            }
+            State::Commit if self.next != QUESTION => Some(Step::Commit(key, self.number, self.tag)),
+            _ => None,
+        }
+    }
+
+    /// The step was written.
+    const fn advance(&mut self) {
+        match &mut self.state {
+            State::Ask { asked } | State::Begin { asked, .. } => *asked = true,
+            State::Ranges | State::Parts => self.next += 1,
+            State::Commit => self.next = QUESTION,
+        }
+    }
+}

@@ -1,0 +1,150 @@
+//! A slot: the number of its last request, and the results of that request if it wrote.
+
+use crate::wire::{Flags, OPERATIONS_MAX, OpResult, Reason, RequestHeader};
+
+const CODE_DONE: u8 = 0;
+const CODE_NOT_FOUND: u8 = 1;
+const CODE_REASON: u8 = 2;
+
+/// The last request of one slot, and its results if it wrote.
+#[derive(Clone, Debug)]
+pub struct Slot {
+    last_seq: u32,
+    /// Whether the last request may not be executed again. Reads and the pieces of long values may.
+    writes: bool,
+    /// Whether the last request was answered.
+    answered: bool,
+    /// Results kept.
+    count: u8,
+    /// The session's round of credits when the last request was first answered.
+    round: u32,
+    /// The shard's version before the write.
+    base_version: u64,
+    /// One result each: [`CODE_DONE`], [`CODE_NOT_FOUND`], or above that the reason of a refusal. Their versions follow
+    /// from the base, because nobody else writes while a request is executed.
+    codes: [u8; OPERATIONS_MAX],
+}
+
+/// How a request's number stands to its slot.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Age {
+    /// Above the last.
+    New,
+    /// The last, and of the same sort.
+    Again,
+    /// The last, which was for the other sort of request: no honest client does that.
+    Confused,
+    /// Below the last, or 0.
+    Late,
+}
+
+impl Slot {
+    pub(super) const EMPTY: Self = Self {
+        last_seq: 0,
+        writes: false,
+        answered: false,
+        count: 0,
+        round: 0,
+        base_version: 0,
+        codes: [0; OPERATIONS_MAX],
+    };
+
+    #[inline]
+    pub(super) fn age(&self, header: &RequestHeader) -> Age {
+        let seq = header.seq.get();
+        if seq > self.last_seq {
+            Age::New
+        } else if seq < self.last_seq || seq == 0 {
+            Age::Late
+        } else if self.writes == writes(header) {
+            Age::Again
+        } else {
+            Age::Confused
+        }
+    }
+
+    /// Makes a new request the slot's last; what was kept of the one before is forgotten.
+    #[inline]
+    pub(super) const fn occupy(&mut self, header: &RequestHeader) {
+        self.last_seq = header.seq.get();
+        self.writes = writes(header);
+        self.answered = false;
+        self.count = 0;
+    }
+
+    /// Whether the last request may not be executed again.
+    #[inline]
+    pub(super) const fn writes(&self) -> bool {
+        self.writes
+    }
+
+    /// The request is being answered, in this round of its session's credits. Only the first answer counts, because it
+    /// may be that which the client hears.
+    #[inline]
+    pub(super) fn answer(&mut self, header: &RequestHeader, round: u32) {
+        if !self.answered && header.seq.get() == self.last_seq {
+            self.answered = true;
+            self.round = round;
+        }
+    }
+
+    /// The round in which the last request was first answered, if it was.
+    #[inline]
+    pub(super) const fn answered_in(&self) -> Option<u32> {
+        if self.answered { Some(self.round) } else { None }
+    }
+
+    /// Whether what is kept are the results of this request.
+    #[inline]
+    pub(super) fn has_kept(&self, header: &RequestHeader) -> bool {
+        self.writes && self.last_seq == header.seq.get() && self.count > 0
+    }
+
+    /// Begins to keep the results of the write that this slot was admitted for, so that a duplicate is answered and not
+    /// executed; the shard has had `base_version` writes so far.
+    #[inline]
+    pub const fn begin(&mut self, base_version: u64) {
+        self.base_version = base_version;
+        self.count = 0;
+    }
+
+    /// Keeps the next result.
+    ///
+    /// # Panics
+    /// When a write cannot have it, or it is the 256th.
+    #[inline]
+    pub fn keep(&mut self, result: &OpResult<'_>) {
+        let code = match result {
+            OpResult::Done => CODE_DONE,
+            OpResult::NotFound => CODE_NOT_FOUND,
+            OpResult::NotExecuted(reason) => u8::try_from(reason.code())
+                .ok()
+                .and_then(|code| code.checked_add(CODE_REASON))
+                .expect("a reason that this version knows"),
+            OpResult::Value(_) | OpResult::Long(_) => unreachable!("writes have no values"),
+        };
+        self.codes[usize::from(self.count)] = code;
+        self.count += 1;
+    }
+
+    /// The results kept, each with its version.
+    #[inline]
+    pub fn kept(&self) -> impl Iterator<Item = (OpResult<'static>, u64)> + '_ {
+        let mut version = self.base_version;
+        self.codes[..usize::from(self.count)].iter().map(move |&code| match code {
+            CODE_DONE => {
+                version += 1;
+                (OpResult::Done, version)
+            }
+            CODE_NOT_FOUND => (OpResult::NotFound, version),
+            reason => (OpResult::NotExecuted(Reason::from_code((reason - CODE_REASON).into())), 0),
+        })
+    }
+}
+
+/// Whether a request has effects that may not be repeated.
+#[inline]
+const fn writes(header: &RequestHeader) -> bool {
+    let flags = header.common.flags;
+    !flags.contains(Flags::READ_ONLY) && !flags.contains(Flags::TRANSFER)
+}
