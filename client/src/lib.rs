@@ -9,6 +9,7 @@
 
 mod blocking;
 mod error;
+mod order;
 mod session;
 
 pub use blocking::Client;
@@ -19,4 +20,5 @@ pub use linerate_proto::{
     flow::{Ended, Outcome, PushError, ServerInfo},
     wire::{Operation, Reason},
 };
+pub use order::Order;
 pub use session::{Session, SessionConfig, SessionCounters};

@@ -9,13 +9,16 @@ use std::{
 use linerate_dataplane::{Outbox, Peer, Port, TcpPort, UdpPort, tcp::TcpConfig, udp::UdpConfig, wait::wait};
 use linerate_proto::{
     Drops, Instant, Key,
-    flow::{Ended, Flow, FlowConfig, FlowCounters, PushError, ServerInfo},
+    flow::{Ended, Flow, FlowConfig, FlowCounters, PushError, ServerInfo, check_lengths},
     hash::key_hash,
     placement::{ClusterMap, Node, Owner},
     wire::{DATAGRAM_LEN_MAX, Operation, STAT_COUNT},
 };
 
-use crate::error::ConnectError;
+use crate::{
+    error::ConnectError,
+    order::{InFlight, Order},
+};
 
 /// How a session is set up.
 #[derive(Clone, Copy, Debug)]
@@ -28,6 +31,8 @@ pub struct SessionConfig {
     pub checksum: bool,
     /// Whether to ask for the version of each key ([`Ended::version`]); 8 bytes per result.
     pub versions: bool,
+    /// Which operations may be in flight together.
+    pub order: Order,
     /// Requests that are collected before they are sent as one train, unless [`linger`](Self::linger) passes first.
     pub burst: usize,
     /// Longest time that an operation waits for others to travel with, while some are in flight.
@@ -49,6 +54,7 @@ impl Default for SessionConfig {
             operations_max: u8::MAX,
             checksum: false,
             versions: false,
+            order: Order::None,
             burst: 16,
             linger: Duration::from_micros(20),
             rto_floor: Duration::from_micros(200),
@@ -86,7 +92,7 @@ impl SessionCounters {
 /// Operations are taken by [`get`](Self::get), [`put`](Self::put) and [`delete`](Self::delete) together with a tag of
 /// the caller's choosing, packed into requests by the core that owns their key, and sent by [`poll`](Self::poll), which
 /// also hands out what has come back. Each operation taken ends in exactly one [`Outcome`]. Operations in flight
-/// together are concurrent: the order of their effects is not that of the calls.
+/// together are concurrent: the order of their effects is that of the calls only as far as [`SessionConfig::order`] says.
 ///
 /// ```
 /// use linerate_client::{Outcome, Session, SessionConfig};
@@ -113,6 +119,10 @@ pub struct Session<P: Port> {
     config: SessionConfig,
     started: SystemInstant,
     drops: Drops,
+    /// What an order has to know, if there is one.
+    in_flight: Option<Box<InFlight>>,
+    /// Whether an operation was held back since the last poll: those that it waits for should not wait themselves.
+    holding: bool,
 }
 
 /// The flow to one core and where it is.
@@ -239,6 +249,8 @@ impl<P: Port> Session<P> {
             config,
             started: SystemInstant::now(),
             drops: Drops::default(),
+            in_flight: InFlight::of(config.order),
+            holding: false,
         }
     }
 
@@ -304,7 +316,7 @@ impl<P: Port> Session<P> {
     /// Reads `key`.
     ///
     /// # Errors
-    /// [`PushError::Full`]: poll first. Otherwise what is wrong with the key.
+    /// [`PushError::Full`]: poll first, then try again. Otherwise what is wrong with the key.
     #[inline]
     pub fn get(&mut self, key: &[u8], tag: u64) -> Result<(), PushError> {
         self.push(self.now(), Operation::get(key), tag)
@@ -334,6 +346,32 @@ impl<P: Port> Session<P> {
     /// As [`get`](Self::get) and [`put`](Self::put).
     #[inline(always)]
     pub fn push(&mut self, now: Instant, operation: Operation<'_>, tag: u64) -> Result<(), PushError> {
+        if self.in_flight.is_some() {
+            self.push_in_order(now, operation, tag)
+        } else {
+            self.take(now, operation, tag)
+        }
+    }
+
+    /// Takes an operation whose turn it is.
+    fn push_in_order(&mut self, now: Instant, operation: Operation<'_>, tag: u64) -> Result<(), PushError> {
+        let Some(mut in_flight) = self.in_flight.take() else { return self.take(now, operation, tag) };
+        let taken = if in_flight.admits(&operation) {
+            let ticket = in_flight.begin(&operation, tag);
+            self.take(now, operation, ticket).inspect_err(|_| {
+                in_flight.end(ticket);
+            })
+        } else {
+            self.holding = true;
+            check_lengths(&operation).and(Err(PushError::Full))
+        };
+        self.in_flight = Some(in_flight);
+        taken
+    }
+
+    /// Gives an operation to the core that owns its key.
+    #[inline(always)]
+    fn take(&mut self, now: Instant, operation: Operation<'_>, tag: u64) -> Result<(), PushError> {
         let index = if self.flows.len() == 1 {
             0
         } else {
@@ -356,7 +394,7 @@ impl<P: Port> Session<P> {
         self.poll_timers(now, sink);
         for core in &mut self.flows {
             let flow = &mut core.flow;
-            let idle = flow.in_flight() == 0;
+            let idle = flow.in_flight() == 0 || self.holding;
             let lingered =
                 || flow.waiting_since().is_some_and(|since| now.since(since) >= self.config.linger);
             if idle || lingered() {
@@ -366,6 +404,7 @@ impl<P: Port> Session<P> {
             }
             transmit(now, core, self.port.split().1);
         }
+        self.holding = false;
         self.exchange(now, sink)
     }
 
@@ -507,30 +546,46 @@ impl<P: Port> Session<P> {
         }
         let count = self.port.rx_burst()?;
         if count > 0 {
-            let (received, _) = self.port.split();
-            for datagram in received.iter() {
-                let core = if self.flows.len() == 1 {
-                    self.flows.first_mut()
-                } else {
-                    self.flows.iter_mut().find(|core| core.peer.addr == datagram.peer.addr)
-                };
-                let Some(core) = core else {
-                    self.drops.count(linerate_proto::DropReason::WrongPeer);
-                    continue;
-                };
-                if let Err(reason) = core.flow.receive(now, datagram.bytes, sink) {
-                    self.drops.count(reason);
+            match self.in_flight.take() {
+                None => self.receive(now, sink),
+                Some(mut in_flight) => {
+                    self.receive(now, &mut |ended: Ended<'_>| sink(in_flight.end_of(ended)));
+                    self.in_flight = Some(in_flight);
                 }
             }
         }
         Ok(count)
     }
 
+    /// Hands what has arrived to the flows.
+    #[inline]
+    fn receive(&mut self, now: Instant, sink: &mut impl FnMut(Ended<'_>)) {
+        let (received, _) = self.port.split();
+        for datagram in received.iter() {
+            let core = if self.flows.len() == 1 {
+                self.flows.first_mut()
+            } else {
+                self.flows.iter_mut().find(|core| core.peer.addr == datagram.peer.addr)
+            };
+            let Some(core) = core else {
+                self.drops.count(linerate_proto::DropReason::WrongPeer);
+                continue;
+            };
+            if let Err(reason) = core.flow.receive(now, datagram.bytes, sink) {
+                self.drops.count(reason);
+            }
+        }
+    }
+
     /// Lets time act on what is in flight or waits, before anything is sent: what is past its deadline no longer is.
     #[inline]
     fn poll_timers(&mut self, now: Instant, sink: &mut impl FnMut(Ended<'_>)) {
-        for core in &mut self.flows {
-            core.flow.poll_timers(now, sink);
+        match &mut self.in_flight {
+            None => self.flows.iter_mut().for_each(|core| core.flow.poll_timers(now, sink)),
+            Some(in_flight) => {
+                let sink = &mut |ended: Ended<'_>| sink(in_flight.end_of(ended));
+                self.flows.iter_mut().for_each(|core| core.flow.poll_timers(now, sink));
+            }
         }
     }
 

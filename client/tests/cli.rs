@@ -61,8 +61,7 @@ fn operations_print_their_answers_and_tell_by_their_exit_code() {
     }
 }
 
-/// Goal: values may come from a pipe. Method: the longest value for its key, with line ends in it, through
-/// standard input.
+/// Goal: values may come from a pipe. Method: a value with line ends in it, through standard input.
 #[test]
 fn a_value_is_read_from_standard_input() {
     let server = server(1);
@@ -112,13 +111,17 @@ fn keys_and_values_outside_the_limits_are_refused_with_them() {
             assert!(sentence.contains(&expected), "{sentence}");
         }
     }
-    for (key_len, longest) in [(1, 1_427), (255, 1_173)] {
-        let (key, value) = (&long[..key_len], "v".repeat(longest + 1));
-        let sentence = refusal(&mut linerate(server.addr(), &["put", key, &value]));
-        assert!(sentence.contains(&format!("value of {} bytes", longest + 1)), "{sentence}");
-        assert!(sentence.contains(&format!("0..={longest} bytes")), "{sentence}");
-        ended(&mut linerate(server.addr(), &["put", key, &value[..longest]]), 0);
+    for (value_len, code) in [(1 << 20, 0), ((1 << 20) + 1, 2)] {
+        let mut put = linerate(server.addr(), &["put", "piped", "-"]);
+        let mut child = put.stdin(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+        child.stdin.take().unwrap().write_all(&vec![b'v'; value_len]).unwrap();
+        let output = child.wait_with_output().unwrap();
+        assert_eq!(output.status.code(), Some(code));
+        let sentence = String::from_utf8(output.stderr).unwrap();
+        assert_eq!(sentence.contains("value of 1048577 bytes: a value has 0..=1048576 bytes"), code == 2);
     }
+    let (value, _) = ended(&mut linerate(server.addr(), &["get", "piped"]), 0);
+    assert_eq!(value.len(), (1 << 20) + 1, "the longest value and the end of its line");
 }
 
 /// Goal: a server that cannot be reached is named. Method: a port whose socket was closed, and names that are none.

@@ -33,6 +33,7 @@ behaviours! {
     keys_and_values_of_all_lengths: 100,
     batches_span_many_requests: 20,
     long_values_are_whole: 20,
+    orders_are_kept: 100,
     replies_span_many_datagrams: 100,
     random_operations_match_a_hash_map: 100,
     shared_keys_are_linearizable: 100,

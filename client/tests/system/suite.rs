@@ -2,7 +2,7 @@
 
 use std::{collections::HashMap, time::Duration};
 
-use linerate_client::{Operation, PushError, Reason, SessionConfig};
+use linerate_client::{Operation, Order, PushError, Reason, SessionConfig};
 use linerate_proto::{
     hash::key_hash,
     placement::{Partition, core_of},
@@ -117,6 +117,63 @@ pub(crate) fn long_values_are_whole<R: Rig>(seed: u64) {
     }
     system.expect_stat(Statistic::Puts, lens.len() as u64);
     system.expect_stat(Statistic::StagedBytes, 0);
+}
+
+/// Goal: an order is kept whatever happens on the way. Method: one session pushes puts of growing numbers, deletes and
+/// gets on a few keys without waiting; each get must find what the calls before it left at its key. In strict order a
+/// second session reads two keys that are written one after the other, in the opposite order: what it sees of the first
+/// is never older.
+pub(crate) fn orders_are_kept<R: Rig>(seed: u64) {
+    let cores = 1 + (seed % 2) as u8;
+    let strict = seed / 2 % 2 == 0;
+    let mut system = System::<R>::start(seed, Setup::cores(cores));
+    for _ in 0..2 {
+        let order = if strict { Order::Strict } else { Order::Key };
+        let config = SessionConfig { order, ..system.config() };
+        system.attach(cores, config);
+    }
+    let mut model = HashMap::new();
+    let (mut expected, mut pairs) = (Vec::new(), Vec::new());
+    for number in 0..120u64 {
+        let key = [b'a' + system.random.random_range(0..4) as u8];
+        let (operation, ended) = match system.random.random_range(0..6) {
+            0..3 => (
+                Operation::get(&key),
+                model
+                    .get(&key)
+                    .map_or(Ended::NotFound, |&value: &u64| Ended::Value(value.to_be_bytes().to_vec())),
+            ),
+            3..5 => {
+                model.insert(key, number);
+                expected.push((system.push(0, Operation::put(&key, &number.to_be_bytes())), Ended::Done));
+                continue;
+            }
+            _ => {
+                let ended = if model.remove(&key).is_some() { Ended::Done } else { Ended::NotFound };
+                (Operation::delete(&key), ended)
+            }
+        };
+        expected.push((system.push(0, operation), ended));
+        if strict && number % 8 == 0 {
+            for key in [b"first", b"later"] {
+                system.push(0, Operation::put(key, &number.to_be_bytes()));
+            }
+            let later = system.push(1, Operation::get(b"later"));
+            system.until("the first read", |system| system.ended(1, later).is_some());
+            pairs.push((later, system.push(1, Operation::get(b"first"))));
+        }
+    }
+    system.settle();
+    for (tag, ended) in expected {
+        assert_eq!(system.ended(0, tag), Some(&ended), "operation {tag}");
+    }
+    let number = |system: &System<R>, tag| match system.ended(1, tag) {
+        Some(Ended::Value(value)) => Some(u64::from_be_bytes(value[..].try_into().expect("8 bytes"))),
+        _ => None,
+    };
+    for (later, first) in pairs {
+        assert!(number(&system, later) <= number(&system, first), "the later write was seen, the first not");
+    }
 }
 
 /// Goal: a caller may push far more than a request or a window holds. Method: 2,000 puts in a row, then 2,000 gets,
