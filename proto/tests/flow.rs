@@ -9,9 +9,9 @@ use linerate_proto::{
     flow::{Ended, Flow, FlowConfig, Outcome, PushError, check_lengths},
     session::{Control, SessionConfig, SessionTable, Verdict},
     wire::{
-        DATAGRAM_LEN_MAX, Flags, Kind, OpResult, Operation, OperationKind, Operations, Ping, REQUEST_LEN_MIN,
-        Reason, RefusalReason, ReplyBuilder, ReplyHeader, RequestHeader, STAT_COUNT, Statistics, TRAILER_LEN,
-        VALUE_LEN_MAX, open, seal, write_trailer,
+        DATAGRAM_LEN_MAX, Flags, Hello, Kind, OpResult, Operation, OperationKind, Operations, Ping,
+        REQUEST_LEN_MIN, Reason, RefusalReason, ReplyBuilder, ReplyHeader, RequestHeader, STAT_COUNT,
+        Statistics, TRAILER_LEN, VALUE_LEN_MAX, client_id, generation, nonce_of, open, seal, write_trailer,
     },
 };
 use proptest::prelude::*;
@@ -1059,6 +1059,84 @@ fn the_handshake_survives_losses_and_a_late_cookie_is_renewed() {
         pair.settle();
     }
     assert!(pair.flow.is_open());
+}
+
+/// Goal: the session's datagrams are as long as the path carries, in both directions. Method: paths that lose all that is
+/// longer than they carry, one way, the other, or both; how many opens it takes, and how long.
+#[test]
+fn the_path_is_probed_from_the_longest_datagram_on() {
+    for (carried_out, carried_back, proven, opens) in [
+        (1_472, 1_472, 1_472, 1),
+        (1_471, 1_472, 1_452, 3),
+        (1_472, 1_400, 1_392, 5),
+        (1_300, 1_472, 1_232, 7),
+        (1_232, 1_232, 1_232, 7),
+    ] {
+        let mut pair =
+            Pair { flow: Flow::new(CONFIG), server: Server::new(1_000), now: 1_000 * MS, ends: vec![] };
+        let (mut hellos, mut lens) = (0, vec![]);
+        let mut longest = 0;
+        for turn in 0..3_000 {
+            if pair.flow.is_open() && turn % 10 == 0 && pair.flow.is_idle() {
+                pair.push(Operation::get(&[turn as u8; 200]), turn);
+                (0..20).for_each(|index| {
+                    pair.push(Operation::put(&[turn as u8; 20], &[index; 130]), index.into())
+                });
+                pair.flow.flush();
+            }
+            for datagram in pair.sent() {
+                hellos += u32::from(datagram[0] == Kind::HELLO.0);
+                if datagram[0] == Kind::OPEN.0 {
+                    lens.push(datagram.len());
+                }
+                if pair.flow.is_open() {
+                    longest = longest.max(datagram.len());
+                }
+                if datagram.len() <= carried_out {
+                    for reply in pair.serve(&[datagram]) {
+                        if reply.len() <= carried_back {
+                            let _ = pair.receive(&reply);
+                        }
+                    }
+                }
+            }
+            pair.advance(MS);
+        }
+        assert_eq!(pair.flow.info().map(|info| info.datagram_len), Some(proven));
+        assert_eq!((hellos, lens.len()), (1, opens), "{lens:?}");
+        assert!(lens.is_sorted_by(|a, b| a >= b) && lens.ends_with(&[proven]), "{lens:?}");
+        assert!((1_100..=proven).contains(&longest), "requests of {longest} bytes");
+        let counters = pair.flow.counters();
+        assert!(counters.requests > 100 && counters.retransmits == 0, "{counters:?}");
+    }
+}
+
+/// Goal: each handshake of a client is of a later generation, and none of another client. Method: sessions that end, one
+/// after the other.
+#[test]
+fn generations_grow_with_each_handshake() {
+    let config = FlowConfig { seed: nonce_of(77, u64::from(u32::MAX)), ..CONFIG };
+    let mut pair = Pair::open(config, Server::new(1_000));
+    for sessions in 2..10 {
+        pair.server.table = SessionTable::new(pair.server.config);
+        pair.get(1);
+        let mut nonces = vec![];
+        for _ in 0..20 {
+            pair.advance(20 * MS);
+            for datagram in pair.sent() {
+                if let Ok((hello, _)) = Hello::ref_from_prefix(&datagram)
+                    && hello.common.kind == Kind::HELLO
+                {
+                    nonces.push((client_id(&hello.nonce), generation(&hello.nonce)));
+                }
+                for reply in pair.serve(&[datagram]) {
+                    let _ = pair.receive(&reply);
+                }
+            }
+        }
+        assert_eq!(nonces, [(77, u64::from(u32::MAX) + sessions - 1)]);
+        assert_eq!(pair.flow.counters().sessions, sessions);
+    }
 }
 
 /// One seed of the model: random operations over a lossy, duplicating, reordering link, with restarts, expiries, short

@@ -117,7 +117,10 @@ impl Staging {
         let start = offset as usize;
         let end = start + bytes.len();
         let is_last = end == transfer.bytes.len();
-        if start % PART_UNIT != 0 || bytes.is_empty() || !(is_last || bytes.len() % PART_UNIT == 0) {
+        if bytes.is_empty()
+            || !start.is_multiple_of(PART_UNIT)
+            || !(is_last || bytes.len().is_multiple_of(PART_UNIT))
+        {
             return Err(Reason::NotStaged);
         }
         transfer.bytes.get_mut(start..end).ok_or(Reason::NotStaged)?.copy_from_slice(bytes);
