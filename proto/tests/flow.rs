@@ -1013,7 +1013,7 @@ fn a_refusal_is_respected() {
     assert!(pair.sent().is_empty());
     pair.server.config.memory_len_max = 1 << 20;
     pair.server.restart();
-    for _ in 0..10 {
+    for _ in 0..20 {
         pair.advance(1_000 * MS);
         pair.settle();
     }
@@ -1067,16 +1067,16 @@ fn the_handshake_survives_losses_and_a_late_cookie_is_renewed() {
 fn the_path_is_probed_from_the_longest_datagram_on() {
     for (carried_out, carried_back, proven, opens) in [
         (1_472, 1_472, 1_472, 1),
-        (1_471, 1_472, 1_452, 3),
-        (1_472, 1_400, 1_392, 5),
-        (1_300, 1_472, 1_232, 7),
-        (1_232, 1_232, 1_232, 7),
+        (1_471, 1_472, 1_452, 5),
+        (1_472, 1_400, 1_392, 9),
+        (1_300, 1_472, 1_232, 13),
+        (1_232, 1_232, 1_232, 13),
     ] {
         let mut pair =
             Pair { flow: Flow::new(CONFIG), server: Server::new(1_000), now: 1_000 * MS, ends: vec![] };
         let (mut hellos, mut lens) = (0, vec![]);
         let mut longest = 0;
-        for turn in 0..3_000 {
+        for turn in 0..4_000 {
             if pair.flow.is_open() && turn % 10 == 0 && pair.flow.is_idle() {
                 pair.push(Operation::get(&[turn as u8; 200]), turn);
                 (0..20).for_each(|index| {
@@ -1109,6 +1109,36 @@ fn the_path_is_probed_from_the_longest_datagram_on() {
         let counters = pair.flow.counters();
         assert!(counters.requests > 100 && counters.retransmits == 0, "{counters:?}");
     }
+}
+
+/// Goal: an answer to the first OPEN that comes after a shorter one was sent does not make the client send more than the
+/// server takes. Method: hold the answers to the longer OPENs back until a shorter one is out.
+#[test]
+fn a_late_opened_is_believed_only_as_far_as_the_server_keeps_to_it() {
+    let mut pair =
+        Pair { flow: Flow::new(CONFIG), server: Server::new(1_000), now: 1_000 * MS, ends: vec![] };
+    let mut held = vec![];
+    let mut shortest = usize::MAX;
+    while shortest > 1_452 {
+        for datagram in pair.sent() {
+            let is_open = datagram[0] == Kind::OPEN.0;
+            let replies = pair.serve(&[datagram.clone()]);
+            if is_open {
+                shortest = shortest.min(datagram.len());
+                held.extend(replies);
+            } else {
+                replies.iter().for_each(|reply| pair.receive(reply).unwrap());
+            }
+        }
+        pair.advance(MS);
+    }
+    pair.receive(&held[0]).unwrap();
+    assert_eq!(pair.flow.info().map(|info| info.datagram_len), Some(1_452));
+    (0..50).for_each(|index| pair.push(Operation::put(&[index; 20], &[index; 130]), index.into()));
+    pair.flow.flush();
+    pair.settle();
+    assert!(pair.take_ends().iter().all(|(_, end)| *end == End::Done));
+    assert_eq!(pair.flow.counters().retransmits, 0);
 }
 
 /// Goal: each handshake of a client is of a later generation, and none of another client. Method: sessions that end, one

@@ -41,7 +41,7 @@ const HANDSHAKE_RTO: Duration = Duration::from_millis(20);
 const PROBE_RTO_MAX: Duration = Duration::from_millis(160);
 
 /// How often an OPEN of one length is sent before a shorter one is.
-const PROBES_PER_LEN: u32 = 2;
+const PROBES_PER_LEN: u32 = 4;
 
 /// RTO before the first sample.
 const RTO_INITIAL: Duration = Duration::from_millis(5);
@@ -240,6 +240,8 @@ pub struct Flow {
     pong: Option<Duration>,
     statistics: Option<Box<[u64; STAT_COUNT]>>,
     handshakes: u32,
+    /// The shortest OPEN of this handshake, in bytes.
+    open_len: usize,
     handshake_at: Instant,
     refusal: Option<RefusalReason>,
     last_heard: Instant,
@@ -298,6 +300,7 @@ impl Flow {
             pong: None,
             statistics: None,
             handshakes: 0,
+            open_len: DATAGRAM_LEN_MAX,
             handshake_at: Instant::default(),
             refusal: None,
             last_heard: Instant::default(),
@@ -858,6 +861,7 @@ impl Flow {
                 ..Open::new_zeroed()
             };
             seal_padded(&request, out.len(), out);
+            self.open_len = self.open_len.min(out.len());
         } else {
             let hello = Hello { common, nonce: self.nonce, ..Hello::new_zeroed() };
             seal_padded(&hello, out.len(), out);
@@ -1123,7 +1127,8 @@ impl Flow {
         }
         let window = opened.window.get();
         let lease = Duration::from_secs(opened.lease_s.get().into());
-        let datagram_len = usize::from(opened.datagram_len_max.get());
+        // An OPENED that comes late says more than the server keeps to after a shorter OPEN.
+        let datagram_len = usize::from(opened.datagram_len_max.get()).min(self.open_len);
         let sane = (1..=self.config.window).contains(&window)
             && (DATAGRAM_LEN_MIN..=DATAGRAM_LEN_MAX).contains(&datagram_len)
             && opened.cores > 0
@@ -1248,6 +1253,7 @@ impl Flow {
         // A later generation: the server ends what it has of the earlier ones.
         self.nonce = nonce_of(client_id(&self.nonce), generation(&self.nonce).wrapping_add(1));
         self.handshakes = 0;
+        self.open_len = DATAGRAM_LEN_MAX;
         self.handshake_at = now;
         self.sent.clear();
         self.resend.clear();

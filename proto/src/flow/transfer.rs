@@ -30,7 +30,7 @@ const RESTARTS_MAX: u32 = 16;
 /// Time until a server that had no room for a put is asked again.
 const STAGING_RETRY: Duration = Duration::from_millis(2);
 
-/// Stands for the question before the pieces, where otherwise the number of a piece stands.
+/// Stands for the question before the pieces, where otherwise the offset of a piece stands.
 const QUESTION: u32 = u32::MAX;
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -47,7 +47,9 @@ enum State {
     },
     Parts,
     /// All parts are there.
-    Commit,
+    Commit {
+        written: bool,
+    },
 }
 
 #[derive(Debug)]
@@ -62,10 +64,12 @@ struct Transfer {
     value: Vec<u8>,
     version: u64,
     piece_len: usize,
-    /// The next piece to ask for or to send.
-    next: u32,
-    /// Pieces without an answer.
-    missing: u32,
+    /// Offset of the next piece to ask for or to send.
+    next: usize,
+    /// Offsets from which on answers gave less than the piece that was asked for.
+    rests: Vec<usize>,
+    /// Bytes without an answer.
+    missing: usize,
     restarts: u32,
 }
 
@@ -145,6 +149,7 @@ impl Transfers {
             version: 0,
             piece_len: 0,
             next: 0,
+            rests: Vec::new(),
             missing: 0,
             restarts: 0,
         });
@@ -166,7 +171,7 @@ impl Transfers {
                 }
                 transfer.advance();
             }
-            if transfer.state == State::Commit {
+            if transfer.state == (State::Commit { written: true }) {
                 // From here on it is a write like any other.
                 self.list.remove(index);
             } else {
@@ -184,7 +189,7 @@ impl Transfers {
         data_epoch: u64,
         sink: &mut impl FnMut(Ended<'_>),
     ) {
-        let (number, piece) = ((tag >> 32) as u32, tag as u32);
+        let (number, offset) = ((tag >> 32) as u32, tag as u32);
         let Some(index) = self.list.iter().position(|transfer| transfer.number == number) else { return };
         let transfer = &mut self.list[index];
         let ended = |outcome, version| Ended { tag: transfer.tag, outcome, version, data_epoch };
@@ -195,15 +200,18 @@ impl Transfers {
             }
             (State::Ask { .. }, OpResult::Value(value)) => sink(ended(Outcome::Value(value), version)),
             (State::Ask { .. }, OpResult::NotFound) => sink(ended(Outcome::NotFound, version)),
-            (State::Ranges, OpResult::Value(bytes)) if piece != QUESTION => {
-                let start = piece as usize * transfer.piece_len;
-                let end = (start + transfer.piece_len).min(transfer.value.len());
-                let Some(room) = transfer.value.get_mut(start..end).filter(|room| room.len() == bytes.len())
-                else {
+            (State::Ranges, OpResult::Value(bytes)) if offset != QUESTION => {
+                let start = offset as usize;
+                let end = transfer.piece_end(start);
+                if bytes.is_empty() || bytes.len() > end - start {
                     return;
-                };
-                room.copy_from_slice(bytes);
-                transfer.missing -= 1;
+                }
+                transfer.value[start..start + bytes.len()].copy_from_slice(bytes);
+                if start + bytes.len() < end {
+                    // The server knows of a narrower path than this end does.
+                    transfer.rests.push(start + bytes.len());
+                }
+                transfer.missing -= bytes.len();
                 if transfer.missing > 0 {
                     return;
                 }
@@ -232,9 +240,10 @@ impl Transfers {
                 return;
             }
             (State::Parts, OpResult::Done) => {
-                transfer.missing -= 1;
+                let start = offset as usize;
+                transfer.missing -= transfer.piece_end(start) - start;
                 if transfer.missing == 0 {
-                    transfer.state = State::Commit;
+                    transfer.state = State::Commit { written: false };
                 }
                 return;
             }
@@ -266,6 +275,7 @@ impl Transfers {
             State::Ask { asked: false }
         };
         (transfer.next, transfer.missing) = (0, 0);
+        transfer.rests.clear();
     }
 
     /// Ends those begun before `deadline`, none of which has had an effect.
@@ -305,7 +315,7 @@ pub(super) fn is_possible(long: &LongValue) -> bool {
 
 impl Transfer {
     const fn is_put(&self) -> bool {
-        matches!(self.state, State::Begin { .. } | State::Parts | State::Commit)
+        matches!(self.state, State::Begin { .. } | State::Parts | State::Commit { .. })
     }
 
     fn begin_ranges(&mut self, long: &LongValue, lens: PieceLens) {
@@ -318,44 +328,52 @@ impl Transfer {
     fn split(&mut self, piece_len: usize) {
         self.piece_len = piece_len;
         self.next = 0;
-        self.missing = self.value.len().div_ceil(piece_len) as u32;
+        self.missing = self.value.len();
+    }
+
+    /// Where the piece ends that `start` lies in.
+    fn piece_end(&self, start: usize) -> usize {
+        ((start / self.piece_len + 1) * self.piece_len).min(self.value.len())
     }
 
     /// What is to be sent next, if anything can be sent before more is answered.
     fn step(&self, now: Instant, lens: PieceLens) -> Option<Step<'_>> {
-        let tag = |piece: u32| u64::from(self.number) << 32 | u64::from(piece);
+        let tag = |offset: u32| u64::from(self.number) << 32 | u64::from(offset);
         let key = Key::new(&self.key);
-        let start = self.next as usize * self.piece_len;
-        let end = (start + self.piece_len).min(self.value.len());
+        let start = self.rests.last().copied().unwrap_or(self.next);
         match self.state {
             State::Ask { asked: false } => {
                 let range = Range { key, version: 0, offset: 0, len: lens.range as u16 };
                 Some(Step::Range(range, tag(QUESTION)))
             }
-            State::Ranges if start < end => {
-                let (offset, len) = (start as u32, (end - start) as u16);
-                Some(Step::Range(Range { key, version: self.version, offset, len }, tag(self.next)))
+            State::Ranges if start < self.value.len() => {
+                let (offset, len) = (start as u32, (self.piece_end(start) - start) as u16);
+                Some(Step::Range(Range { key, version: self.version, offset, len }, tag(offset)))
             }
             State::Begin { asked: false, not_before } if now >= not_before => {
                 let begin = Piece::Begin { number: self.number, len: self.value.len() as u32 };
                 Some(Step::Piece(begin, tag(QUESTION)))
             }
-            State::Parts if start < end => {
-                let bytes = &self.value[start..end];
+            State::Parts if start < self.value.len() => {
+                let bytes = &self.value[start..self.piece_end(start)];
                 let part = Piece::Part { number: self.number, offset: start as u32, bytes };
-                Some(Step::Piece(part, tag(self.next)))
+                Some(Step::Piece(part, tag(start as u32)))
             }
-            State::Commit if self.next != QUESTION => Some(Step::Commit(key, self.number, self.tag)),
+            State::Commit { written: false } => Some(Step::Commit(key, self.number, self.tag)),
             _ => None,
         }
     }
 
     /// The step was written.
-    const fn advance(&mut self) {
+    fn advance(&mut self) {
         match &mut self.state {
             State::Ask { asked } | State::Begin { asked, .. } => *asked = true,
-            State::Ranges | State::Parts => self.next += 1,
-            State::Commit => self.next = QUESTION,
+            State::Ranges | State::Parts => {
+                if self.rests.pop().is_none() {
+                    self.next += self.piece_len;
+                }
+            }
+            State::Commit { written } => *written = true,
         }
     }
 }
