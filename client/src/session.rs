@@ -42,6 +42,9 @@ pub struct SessionConfig {
     pub rto_floor: Duration,
     /// Time after which an operation is given up, and a connection that was not made.
     pub timeout: Duration,
+    /// Receive buffer to ask the kernel for, in bytes as it charges them (UDP). With less, fewer answers are asked for at
+    /// a time.
+    pub receive_buffer_len: usize,
     /// Whether to send and receive trains (UDP).
     pub trains: bool,
 }
@@ -59,6 +62,7 @@ impl Default for SessionConfig {
             linger: Duration::from_micros(20),
             rto_floor: Duration::from_micros(200),
             timeout: Duration::from_secs(5),
+            receive_buffer_len: UdpConfig::default().receive_buffer_len,
             trains: true,
         }
     }
@@ -144,7 +148,11 @@ impl Session<UdpPort> {
     /// # Errors
     /// A sentence that names the server and what is wrong.
     pub fn connect_udp(servers: &[SocketAddr], config: SessionConfig) -> Result<Self, ConnectError> {
-        let udp = UdpConfig { trains: config.trains, ..UdpConfig::default() };
+        let udp = UdpConfig {
+            trains: config.trains,
+            receive_buffer_len: config.receive_buffer_len,
+            ..UdpConfig::default()
+        };
         Self::connect(servers, config, |addrs| UdpPort::connect(addrs, udp))
     }
 }

@@ -38,6 +38,10 @@ struct Options {
     /// core for UDP and up to 64 MiB for TCP
     #[arg(long, default_value = "1GiB")]
     memory: ByteSize,
+    /// Receive buffer of each core's UDP socket: what all clients together may have in flight follows from it. More than
+    /// the system's net.core.rmem_max takes root
+    #[arg(long, default_value = "64MiB")]
+    receive_buffer: ByteSize,
     /// What a core does when nothing arrives: spin (lowest latency, a whole CPU) or epoll (spin briefly, then sleep)
     #[arg(long, default_value = "epoll")]
     idle: Idle,
@@ -115,6 +119,7 @@ fn resolve(options: &Options) -> anyhow::Result<ServerConfig> {
         port: options.port,
         cpus,
         memory_len,
+        receive_buffer_len: usize::try_from(options.receive_buffer.as_u64()).unwrap_or(usize::MAX),
         idle: options.idle,
         udp: options.transports.contains(&Transport::Udp),
         tcp: options.transports.contains(&Transport::Tcp),

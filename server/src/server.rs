@@ -33,6 +33,12 @@ pub const MEMORY_PER_CORE_MIN: usize = 16 << 20;
 /// Least memory per core for long values on their way in: one of the longest, and what is kept beside it.
 const STAGING_LEN_MIN: usize = VALUE_LEN_MAX + (64 << 10);
 
+/// Least receive buffer in bytes: some ten full datagrams, so that a few clients can be served at all.
+pub const RECEIVE_BUFFER_LEN_MIN: usize = 32 << 10;
+
+/// Largest receive buffer in bytes: what setsockopt(2) can say.
+pub const RECEIVE_BUFFER_LEN_MAX: usize = 1 << 30;
+
 /// A session ends after this long without a word.
 const LEASE: Duration = Duration::from_secs(60);
 
@@ -51,6 +57,9 @@ pub struct ServerConfig {
     /// Memory for the stores and sessions of all cores together, in bytes. Each core's buffers come on top: 3 MiB for
     /// UDP, and for TCP what its connections use, up to 64 MiB.
     pub memory_len: usize,
+    /// Receive buffer of each core's UDP socket in bytes, as the kernel charges them: what clients may have in flight
+    /// together follows from it. At least [`RECEIVE_BUFFER_LEN_MIN`].
+    pub receive_buffer_len: usize,
     /// What a core does when nothing arrives.
     pub idle: Idle,
     /// Whether to listen on UDP.
@@ -69,6 +78,7 @@ impl Default for ServerConfig {
             port: 4100,
             cpus: vec![0],
             memory_len: 1 << 30,
+            receive_buffer_len: UdpConfig::default().receive_buffer_len,
             idle: Idle::default(),
             udp: true,
             tcp: true,
@@ -105,6 +115,11 @@ pub enum StartError {
         /// Number of cores.
         cores: usize,
     },
+    /// Receive buffer.
+    #[error(
+        "a receive buffer of {0} bytes: give {RECEIVE_BUFFER_LEN_MIN} to {RECEIVE_BUFFER_LEN_MAX} (32 KiB to 1 GiB)"
+    )]
+    ReceiveBuffer(usize),
     /// Neither UDP nor TCP.
     #[error("nothing to listen on: give udp, tcp or both")]
     Transports,
@@ -260,6 +275,9 @@ fn check(config: &ServerConfig) -> Result<(), StartError> {
     if config.memory_len / cores < MEMORY_PER_CORE_MIN {
         return Err(StartError::Memory { memory_len: config.memory_len, cores });
     }
+    if !(RECEIVE_BUFFER_LEN_MIN..=RECEIVE_BUFFER_LEN_MAX).contains(&config.receive_buffer_len) {
+        return Err(StartError::ReceiveBuffer(config.receive_buffer_len));
+    }
     if !config.udp && !config.tcp {
         return Err(StartError::Transports);
     }
@@ -293,7 +311,8 @@ fn open_ports_at(config: &ServerConfig, port: u16) -> io::Result<(Vec<CorePorts>
     let mut shortfall = None;
     for core in 0..config.cpus.len() {
         let addr = SocketAddr::new(config.listen, port + core as u16);
-        let udp = config.udp.then(|| UdpPort::bind(addr, UdpConfig::default())).transpose()?;
+        let udp_config = UdpConfig { receive_buffer_len: config.receive_buffer_len, ..UdpConfig::default() };
+        let udp = config.udp.then(|| UdpPort::bind(addr, udp_config)).transpose()?;
         let tcp = config.tcp.then(|| TcpPort::listen(addr, TcpConfig::default())).transpose()?;
         shortfall = shortfall.or_else(|| udp.as_ref().and_then(UdpPort::buffer_shortfall));
         all.push(CorePorts { udp, tcp });

@@ -458,7 +458,7 @@ impl Worker {
             while let Some((range, lookup)) = left.peek() {
                 let range = range.expect("the request was parsed when it joined the batch");
                 let found = self.store.get_probed(lookup.key, lookup.hash, lookup.probe);
-                let version = found.map_or(self.store.version(), |found| found.version);
+                let version = found.map_or_else(|| self.store.version(), |found| found.version);
                 let result = range_of(found, &range, builder.value_len_max());
                 let pushed = match result {
                     Some(result) => builder.push(result, version),

@@ -6,6 +6,7 @@
 
 mod blocking;
 mod faults;
+mod flow_control;
 mod register;
 mod rig;
 mod suite;
