@@ -13,6 +13,7 @@ pub mod drops;
 pub mod flow;
 pub mod hash;
 pub mod key;
+pub mod mutants;
 pub mod placement;
 pub mod rtt;
 pub mod session;

@@ -1122,7 +1122,7 @@ fn a_late_opened_is_believed_only_as_far_as_the_server_keeps_to_it() {
     while shortest > 1_452 {
         for datagram in pair.sent() {
             let is_open = datagram[0] == Kind::OPEN.0;
-            let replies = pair.serve(&[datagram.clone()]);
+            let replies = pair.serve(std::slice::from_ref(&datagram));
             if is_open {
                 shortest = shortest.min(datagram.len());
                 held.extend(replies);

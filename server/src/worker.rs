@@ -7,6 +7,7 @@ use linerate_dataplane::{Datagram, Outbox, Peer, Port};
 use linerate_proto::{
     DropReason, Drops, Instant, Key,
     hash::key_hash,
+    mutants::{Mutant, is_active},
     placement::{Partition, core_of},
     session::{Control, SessionConfig, SessionTable, Verdict},
     wire::{
@@ -338,6 +339,9 @@ impl Worker {
                 Task::Write => {
                     self.write(request, lookups);
                     self.reply_kept(request.header, &reply, outbox);
+                    if is_active(Mutant::RefusalNotRecorded) {
+                        self.forget_refused(request.header);
+                    }
                 }
                 Task::Ranges => self.read_ranges(request, lookups, &reply, outbox),
                 Task::Stage => self.stage(request, &reply, outbox),
@@ -527,12 +531,24 @@ impl Worker {
     #[inline]
     fn put(&mut self, key: Key<'_>, hash: u64, value: &[u8]) -> OpResult<'static> {
         self.counters.puts += 1;
+        if is_active(Mutant::LostWrite) && self.counters.puts.is_multiple_of(16) {
+            return OpResult::Done;
+        }
         match self.store.put(key, hash, value) {
             Ok(_) => OpResult::Done,
             Err(NoSpace) => {
                 self.counters.no_space += 1;
                 OpResult::NotExecuted(Reason::NoSpace)
             }
+        }
+    }
+
+    /// Forgets a write all of which was refused.
+    #[cold]
+    fn forget_refused(&mut self, header: &RequestHeader) {
+        let slot = self.sessions.slot(header);
+        if slot.kept().all(|(result, _)| matches!(result, OpResult::NotExecuted(_))) {
+            slot.forget();
         }
     }
 
@@ -682,7 +698,8 @@ fn range_of<'s>(found: Option<Found<'s>>, range: &Range<'_>, len_max: usize) -> 
     }
     let start = range.offset as usize;
     let end = (start + usize::from(range.len).min(len_max)).min(value.len());
-    let bytes = value.get(start..end).filter(|_| version == range.version);
+    let bytes =
+        value.get(start..end).filter(|_| version == range.version || is_active(Mutant::RangeOfAnyVersion));
     Some(bytes.map_or(OpResult::NotExecuted(Reason::Changed), OpResult::Value))
 }
 

@@ -15,6 +15,7 @@ use zerocopy::{FromBytes, FromZeros, IntoBytes};
 
 use crate::{
     drops::DropReason,
+    mutants::{Mutant, is_active},
     rtt::Rtt,
     session::part_len,
     time::Instant,
@@ -698,7 +699,11 @@ impl Flow {
     /// room for.
     #[inline]
     fn room(&self, now: Instant) -> usize {
-        let credit = if now.since(self.last_heard) > CREDIT_LIFETIME { 1 } else { u16::from(self.credit) };
+        let credit = match () {
+            () if is_active(Mutant::CreditIgnored) => u16::MAX,
+            () if now.since(self.last_heard) > CREDIT_LIFETIME => 1,
+            () => u16::from(self.credit),
+        };
         let limit = self.window.min(credit).min(self.congestion_window);
         let room = usize::from(limit).saturating_sub(self.in_flight);
         let answers_left = self.config.reply_datagrams_max.saturating_sub(self.expected);
@@ -782,6 +787,7 @@ impl Flow {
         let is_read = matches!(usize::from(slot.class), READS | RANGES);
         if !is_read || slot.missing == slot.count {
             slot.attempt = slot.attempt.wrapping_add(1);
+            slot.seq += u32::from(is_active(Mutant::RetransmitRenumbered));
         } else {
             // `out` was sized for the longer request; what is left of it is padding.
             self.keep_missing(index);
@@ -910,7 +916,8 @@ impl Flow {
         self.check_session(common)?;
         let index = common.slot;
         let slot = self.slots.get_mut(index as usize).ok_or(DropReason::Slot)?;
-        if slot.phase != Phase::InFlight || slot.seq != header.seq.get() {
+        let is_answer = slot.seq == header.seq.get() || is_active(Mutant::StaleReplyAccepted);
+        if slot.phase != Phase::InFlight || !is_answer {
             return Err(DropReason::Stale);
         }
         if header.count == 0 || u16::from(header.first) + u16::from(header.count) > slot.count.into() {
@@ -992,6 +999,13 @@ impl Flow {
             slot.received.set(position);
             slot.missing -= 1;
             sink(Ended { tag: tags[position as usize], outcome, version, data_epoch });
+        }
+        if is_active(Mutant::PartialReplyWhole) && !writes {
+            for position in (0..slot.count).filter(|&position| !slot.received.has(position)) {
+                let tag = tags[usize::from(position)];
+                sink(Ended { tag, outcome: Outcome::NotFound, version: 0, data_epoch });
+            }
+            slot.missing = 0;
         }
         if slot.missing == 0 {
             self.complete(now, index, common.attempt);
@@ -1196,14 +1210,16 @@ impl Flow {
                 continue;
             }
             match usize::from(slot.class) {
-                WRITES => self.fail(index, Reason::SessionLost, sink),
-                READS => {
+                WRITES if !is_active(Mutant::WriteRetriedInNewSession) => {
+                    self.fail(index, Reason::SessionLost, sink);
+                }
+                READS | WRITES => {
                     // Reading again in the next session does no harm.
                     self.keep_missing(index);
                     let slot = &mut self.slots[index as usize];
                     slot.phase = Phase::Ready;
                     self.expected -= usize::from(std::mem::take(&mut slot.expected));
-                    self.ready[READS].push_front(index);
+                    self.ready[usize::from(slot.class)].push_front(index);
                     self.in_flight -= 1;
                 }
                 _ => self.release(index),
@@ -1336,6 +1352,9 @@ impl Flow {
     /// Marks the oldest unanswered request for sending again when its timeout has passed.
     #[inline]
     fn detect_losses(&mut self, now: Instant) {
+        if is_active(Mutant::NoRetransmission) {
+            return;
+        }
         while let Some(&(index, number)) = self.sent.front() {
             if self.is_current(index, number) {
                 if now < self.loss_at(index) {
@@ -1373,7 +1392,7 @@ impl Flow {
             // Whoever waits for these steps ends by its own deadline.
             return self.release(index);
         }
-        let unknown = slot.writes() && slot.exposed;
+        let unknown = slot.writes() && slot.exposed && !is_active(Mutant::UnknownIsNotExecuted);
         let outcome = if unknown { Outcome::OutcomeUnknown } else { Outcome::NotExecuted(reason) };
         for position in 0..slot.count {
             if !slot.received.has(position) {

@@ -10,6 +10,7 @@ use siphasher::sip128::{Hasher128, SipHasher24};
 
 use super::budget::Source;
 use crate::{
+    mutants::{Mutant, is_active},
     time::Instant,
     wire::{Cookie, Nonce},
 };
@@ -45,11 +46,13 @@ impl Keys {
     fn cookie_of(&self, period: u64, addr: &SocketAddr, nonce: &Nonce) -> Cookie {
         let mut hasher = SipHasher24::new_with_key(&self.secret);
         hasher.write(b"cookie");
-        match addr.ip() {
-            IpAddr::V4(ip) => hasher.write(&ip.octets()),
-            IpAddr::V6(ip) => hasher.write(&ip.octets()),
+        if !is_active(Mutant::CookieNotBound) {
+            match addr.ip() {
+                IpAddr::V4(ip) => hasher.write(&ip.octets()),
+                IpAddr::V6(ip) => hasher.write(&ip.octets()),
+            }
+            hasher.write(&addr.port().to_le_bytes());
         }
-        hasher.write(&addr.port().to_le_bytes());
         hasher.write(nonce);
         hasher.write(&period.to_le_bytes());
         hasher.finish128().as_bytes()
@@ -62,6 +65,9 @@ impl Keys {
     /// hash under the secret. Core and boot id enter it, and the secret is random at each boot, so that a token of
     /// another core or an earlier run fits here by chance only, and that is one in 2^64 for each session.
     pub(super) fn token(&self, number: u64) -> u64 {
+        if is_active(Mutant::SessionIdReuse) {
+            return 1;
+        }
         let (mut left, mut right) = ((number >> 32) as u32, number as u32);
         for round in 0..TOKEN_ROUNDS {
             let mut hasher = SipHasher24::new_with_key(&self.secret);

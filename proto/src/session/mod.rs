@@ -35,6 +35,7 @@ pub use self::{
 };
 use crate::{
     drops::DropReason,
+    mutants::{Mutant, is_active},
     time::Instant,
     wire::{
         Common, DATAGRAM_LEN_MAX, DATAGRAM_LEN_MIN, Flags, Kind, NoSession, Nonce, Reason, RequestHeader,
@@ -218,7 +219,7 @@ impl SessionTable {
         let slot = session.slots.get(header.common.slot as usize).ok_or(DropReason::Slot)?;
         match slot.age(header) {
             Age::New => Ok(Verdict::Execute),
-            Age::Again if slot.writes() => Ok(Verdict::Replay),
+            Age::Again if slot.writes() && !is_active(Mutant::NoDedup) => Ok(Verdict::Replay),
             Age::Again => Ok(Verdict::Execute),
             Age::Confused => Err(DropReason::Malformed),
             Age::Late => Err(DropReason::Stale),
@@ -401,6 +402,10 @@ impl SessionTable {
         for index in 0..self.sessions.len() {
             let Some(session) = &mut self.sessions[index] else { continue };
             if now.since(session.last_heard) > self.config.lease {
+                if is_active(Mutant::LeaseForgetsSlots) {
+                    session.slots.fill(Slot::EMPTY);
+                    continue;
+                }
                 self.remove(index as u32);
             } else {
                 session.staging.expire(now, &mut self.staging_memory);
@@ -465,6 +470,9 @@ impl SessionTable {
         addr: &SocketAddr,
         stream: bool,
     ) -> Result<&mut Session, DropReason> {
+        if is_active(Mutant::ImplicitSession) {
+            self.adopt(now, common, addr, stream);
+        }
         let session = named(&mut self.sessions, common).ok_or(DropReason::UnknownSession)?;
         if !stream && (session.stream || session.addr != *addr) {
             return Err(DropReason::WrongPeer);

@@ -1,5 +1,6 @@
 //! A slot: the number of its last request, and the results of that request if it wrote.
 
+use crate::mutants::{Mutant, is_active};
 use crate::wire::{Flags, OPERATIONS_MAX, OpResult, Reason, RequestHeader};
 
 const CODE_DONE: u8 = 0;
@@ -52,6 +53,12 @@ impl Slot {
     #[inline]
     pub(super) fn age(&self, header: &RequestHeader) -> Age {
         let seq = header.seq.get();
+        if is_active(Mutant::StaleSeqAccepted) && seq != self.last_seq {
+            return Age::New;
+        }
+        if is_active(Mutant::GapRefused) && seq > self.last_seq + 1 {
+            return Age::Late;
+        }
         if seq > self.last_seq {
             Age::New
         } else if seq < self.last_seq || seq == 0 {
@@ -76,6 +83,12 @@ impl Slot {
     #[inline]
     pub(super) const fn writes(&self) -> bool {
         self.writes
+    }
+
+    /// Forgets the last request, as if it had never come.
+    pub fn forget(&mut self) {
+        self.last_seq -= 1;
+        self.count = 0;
     }
 
     /// The request is being answered, in this round of its session's credits. Only the first answer counts, because it

@@ -30,7 +30,12 @@ use std::{
 
 use ahash::RandomState;
 use linerate_dataplane::region::Region;
-use linerate_proto::{Key, key::HEAD_LEN, wire};
+use linerate_proto::{
+    Key,
+    key::HEAD_LEN,
+    mutants::{Mutant, is_active},
+    wire,
+};
 use zerocopy::IntoBytes;
 
 use arena::{Arena, GRANULE_LEN, Granule};
@@ -205,7 +210,8 @@ impl Store {
         assert!((1..=KEY_LEN_MAX).contains(&key.len()), "a key of {} bytes", key.len());
         assert!(value.len() <= VALUE_LEN_MAX, "a value of {} bytes", value.len());
         self.writes = self.writes.wrapping_add(1);
-        let next = Found { value, version: self.version + 1 };
+        let step = u64::from(!is_active(Mutant::VersionKept) || self.version == 0);
+        let next = Found { value, version: self.version + step };
         match self.index.find(&self.lines, key, hash) {
             Some((position, former)) => {
                 let former = Lengths::new(key.len(), former.value.len());
