@@ -4,7 +4,8 @@
 //! given to a session counts until it is sure that the client does not use it any more:
 //! - A reply may give more at once, if there is more.
 //! - A reply may ask for less at once, but that frees room only when the client has heard it. A new request in the slot of
-//!   that reply shows this: a slot has one request at a time.
+//!   that reply shows this: a slot has one request at a time. (A client that gives a request up without an answer has to
+//!   take its credit for 1.)
 //! - A client that has heard nothing for [`CREDIT_LIFETIME`] sends one request at a time, so a session that is silent
 //!   for twice as long counts one; the second half is for what is on its way.
 
