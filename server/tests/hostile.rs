@@ -657,6 +657,56 @@ fn replayed_requests_are_answered_or_dropped_never_executed() {
     sim.serves_a_normal_client();
 }
 
+/// Goal: what one burst holds of one session does not get in its own way. Method: a late copy of a write beside the slot's
+/// next request, and writes before an open that ends their session.
+#[test]
+fn a_burst_may_hold_late_copies_and_ends_of_sessions() {
+    let mut sim = Sim::new();
+    let from = addr(1, 5_000);
+    let first = sim.speaker(from, 1);
+    let put = |speaker: &Speaker, slot, seq, value: &[u8]| {
+        speaker.request(slot, seq, &[Operation::put(b"key", value)])
+    };
+    let old = put(&first, 0, 1, b"old");
+    sim.ask(from, &old);
+    let before = sim.stats();
+    sim.send(from, &old);
+    sim.send(from, &put(&first, 0, 2, b"new"));
+    sim.send(from, &old);
+    sim.serve();
+    let answers = sim.received(from);
+    assert_eq!(answers.len(), 1, "nobody waits for the old one any more");
+    assert_eq!(results(&answers[0]), [word(OpResult::Done)]);
+    let after = sim.stats();
+    assert_eq!(after[Statistic::DropStale as usize] - before[Statistic::DropStale as usize], 2);
+    assert_eq!(after[Statistic::Puts as usize] - before[Statistic::Puts as usize], 1);
+    assert_eq!(after[Statistic::Replays as usize], before[Statistic::Replays as usize]);
+
+    // The next generation of the same client: its nonce differs in the last byte only.
+    let mut nonce = [1; 16];
+    nonce[15] = 2;
+    let common = common(Kind::HELLO, Flags::CHECKSUM);
+    let reply = sim.ask(from, &sealed(&Hello { common, nonce, ..Hello::new_zeroed() }));
+    let cookie = CookieReply::ref_from_prefix(&reply).unwrap().0.cookie;
+    let common = Common { kind: Kind::OPEN, ..common };
+    let window = 8.into();
+    let request = Open { common, nonce, cookie, window, checksum: 1, ..Open::new_zeroed() };
+    let mut open = vec![0; DATAGRAM_LEN_MAX];
+    wire::seal_padded(&request, DATAGRAM_LEN_MAX, &mut open);
+    sim.send(from, &put(&first, 1, 1, b"last"));
+    sim.send(from, &open);
+    sim.send(from, &put(&first, 2, 1, b"too late"));
+    sim.serve();
+    let answers = sim.received(from);
+    let kinds: Vec<_> = answers.iter().map(|answer| Kind(answer[0])).collect();
+    assert_eq!(kinds, [Kind::REPLY, Kind::OPENED, Kind::NO_SESSION]);
+    assert_eq!(results(&answers[0]), [word(OpResult::Done)]);
+    assert_eq!(sim.stats()[Statistic::SessionsFenced as usize], 1);
+    let other = sim.speaker(addr(2, 5_000), 2);
+    let found = sim.ask(addr(2, 5_000), &other.request(0, 1, &[Operation::get(b"key")]));
+    assert_eq!(results(&found), [word(OpResult::Value(b"last"))]);
+}
+
 /// Goal: a refusal is as final as a result. Method: a put that found no space is sent again after deletes have made
 /// room; the answer is the same, and nothing is stored.
 #[test]
