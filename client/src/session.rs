@@ -3,7 +3,7 @@
 use std::{
     fmt, io,
     net::SocketAddr,
-    time::{Duration, Instant as SystemInstant},
+    time::{Duration, Instant as SystemInstant, SystemTime, UNIX_EPOCH},
 };
 
 use linerate_dataplane::{Outbox, Peer, Port, TcpPort, UdpPort, tcp::TcpConfig, udp::UdpConfig, wait::wait};
@@ -12,7 +12,7 @@ use linerate_proto::{
     flow::{Ended, Flow, FlowConfig, FlowCounters, PushError, ServerInfo, check_lengths},
     hash::key_hash,
     placement::{ClusterMap, Node, Owner},
-    wire::{DATAGRAM_LEN_MAX, Operation, STAT_COUNT},
+    wire::{DATAGRAM_LEN_MAX, Operation, STAT_COUNT, nonce_of},
 };
 
 use crate::{
@@ -31,6 +31,10 @@ pub struct SessionConfig {
     pub checksum: bool,
     /// Whether to ask for the version of each key ([`Ended::version`]); 8 bytes per result.
     pub versions: bool,
+    /// Names this client to the servers, the same at each start of the program, so that a session that a former start has
+    /// left behind ends at once and not with its lease. No two clients of one machine may have the same at a time. `None`:
+    /// random.
+    pub client_id: Option<u64>,
     /// Which operations may be in flight together.
     pub order: Order,
     /// Requests that are collected before they are sent as one train, unless [`linger`](Self::linger) passes first.
@@ -57,6 +61,7 @@ impl Default for SessionConfig {
             operations_max: u8::MAX,
             checksum: false,
             versions: false,
+            client_id: None,
             order: Order::None,
             burst: 16,
             linger: Duration::from_micros(20),
@@ -183,7 +188,11 @@ impl<P: Port> Session<P> {
         {
             return Err(ConnectError::Placement(format!("{} is given twice", twice.1)));
         }
-        let mut first = Self::open(open(servers)?, servers, config, rand::random());
+        // A later start of the same client has a later generation.
+        let since_1970 = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+        let generation = since_1970.as_nanos() as u64;
+        let client_id = config.client_id.unwrap_or_else(rand::random);
+        let mut first = Self::open(open(servers)?, servers, config, (client_id, generation));
         first.reopen()?;
         let infos: Vec<ServerInfo> =
             first.flows.iter().filter_map(|core| core.flow.info().copied()).collect();
@@ -202,7 +211,9 @@ impl<P: Port> Session<P> {
                 SocketAddr::new(server.ip(), port)
             }));
         }
-        let mut all = Self::open(open(&addrs)?, &addrs, config, rand::random());
+        let client_id = config.client_id.unwrap_or_else(rand::random);
+        // Above those that the first session has used.
+        let mut all = Self::open(open(&addrs)?, &addrs, config, (client_id, generation + (1 << 20)));
         all.nodes = nodes;
         all.reopen()?;
         all.place(servers, &infos)?;
@@ -213,28 +224,32 @@ impl<P: Port> Session<P> {
     /// yet: [`poll`](Self::poll) makes the connections, and [`is_open`](Self::is_open) tells when they are made.
     ///
     /// Together with `poll`, [`push`](Self::push) and a sink this runs without a clock or an operating system: `seed`
-    /// decides everything random.
+    /// decides everything random. With a client id it is the client's generation too, and must be higher than at its
+    /// former start.
     ///
     /// # Panics
     /// Without cores, or with more than 255.
     #[must_use]
     pub fn attach(port: P, cores: &[SocketAddr], config: SessionConfig, seed: u64) -> Self {
         let map = u8::try_from(cores.len()).ok().and_then(|count| ClusterMap::single(count).ok());
-        let mut session = Self::open(port, cores, config, seed);
+        let (client_id, generation) = config.client_id.map_or((seed, 0), |client_id| (client_id, seed));
+        let mut session = Self::open(port, cores, config, (client_id, generation));
         session.nodes = vec![0];
         session.map = Box::new(map.expect("1 to 255 cores"));
         session
     }
 
-    fn open(port: P, addrs: &[SocketAddr], config: SessionConfig, seed: u64) -> Self {
+    fn open(
+        port: P,
+        addrs: &[SocketAddr],
+        config: SessionConfig,
+        (client_id, generation): (u64, u64),
+    ) -> Self {
         // Three quarters of the queue are shared out; the rest is for answers that come late or twice.
         let reply_datagrams_max = port.rx_queue_datagrams(DATAGRAM_LEN_MAX) / 4 * 3 / addrs.len().max(1);
         let flows = addrs
             .iter()
-            .zip(0u64..)
-            .map(|(&addr, index)| {
-                // The handshakes of two flows must differ, and those of two sessions too.
-                let nonce = u128::from(seed) << 64 | u128::from(index) << 32;
+            .map(|&addr| {
                 let flow = Flow::new(FlowConfig {
                     window: config.window,
                     operations_max: config.operations_max,
@@ -244,7 +259,7 @@ impl<P: Port> Session<P> {
                     timeout: config.timeout,
                     reply_datagrams_max,
                     epoch: 0,
-                    seed: nonce.to_be_bytes(),
+                    seed: nonce_of(client_id, generation),
                 });
                 CoreFlow { flow, peer: Peer::datagram(addr) }
             })

@@ -276,3 +276,32 @@ fn pass_until<R: Rig>(
         assert!(rig.elapsed() < rig.patience(), "waited in vain");
     }
 }
+
+/// Goal: a client that starts again under its name does not wait for what its former start has left behind, and the former
+/// one learns of it. Method: two sessions of one client id, one after the other; the server then has one, the first
+/// session's operation ends without effect, and the second's works.
+#[test]
+fn a_client_that_starts_again_takes_its_sessions_place() {
+    for_seeds(20, |seed| {
+        let mut system = System::<SimRig>::start(seed, Setup::cores(1));
+        let config = SessionConfig { client_id: Some(7), timeout: Duration::from_secs(2), ..system.config() };
+        for generation in [1_000, 2_000] {
+            let session = system.rig.attach(1, config, generation);
+            system.add(session);
+            let caller = usize::from(generation > 1_000);
+            system.until("a session", |system| system.session(caller).is_open());
+            let put = system.push(caller, Operation::put(b"key", &generation.to_be_bytes()));
+            system.until("the put", |system| system.ended(caller, put).is_some());
+            assert_eq!(system.ended(caller, put), Some(&Ended::Done));
+        }
+        system.expect_stat(Statistic::SessionsFenced, 1);
+        system.expect_stat(Statistic::Sessions, 1);
+        let put = system.push(0, Operation::put(b"key", b"from the past"));
+        system.settle();
+        let ended = system.ended(0, put);
+        assert!(matches!(ended, Some(Ended::Unknown | Ended::NotExecuted(_))), "{ended:?}");
+        let get = system.push(1, Operation::get(b"key"));
+        system.settle();
+        assert_eq!(system.ended(1, get), Some(&Ended::Value(2_000u64.to_be_bytes().to_vec())));
+    });
+}

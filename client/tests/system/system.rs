@@ -84,6 +84,11 @@ impl<R: Rig> System<R> {
     /// Adds a session that believes in `cores` cores; returns its number.
     pub(crate) fn attach(&mut self, cores: u8, config: SessionConfig) -> usize {
         let session = self.rig.attach(cores, config, self.random.random());
+        self.add(session)
+    }
+
+    /// Adds a session that was made elsewhere; returns its number.
+    pub(crate) fn add(&mut self, session: Session<R::Port>) -> usize {
         self.callers.push(Caller { session, calls: Vec::new(), open: 0 });
         self.callers.len() - 1
     }

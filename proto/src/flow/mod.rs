@@ -17,7 +17,7 @@ use crate::{
     drops::DropReason,
     mutants::{Mutant, is_active},
     rtt::Rtt,
-    session::part_len,
+    session::{CREDIT_LIFETIME, CREDIT_UNLIMITED, part_len},
     time::Instant,
     wire::{
         Common, Cookie, CookieReply, DATAGRAM_LEN_MAX, DATAGRAM_LEN_MIN, DATAGRAM_LENS, Flags, Hello,
@@ -53,9 +53,6 @@ const REORDERING_MAX: u64 = 3;
 /// A session is renewed after this many requests. Far below the largest sequence number, because reads in flight may still
 /// be asked for again under new ones.
 const SESSION_REQUESTS_MAX: u32 = u32::MAX / 2;
-
-/// A credit is good for this long; a server that was not heard for longer may have promised the room to others.
-const CREDIT_LIFETIME: Duration = Duration::from_millis(100);
 
 /// Result of a write, and of one with its version.
 const RESULT_LEN: usize = 2;
@@ -215,6 +212,8 @@ pub struct Flow {
     run: Run,
     in_flight: usize,
     credit: u8,
+    /// Number of the latest transmission whose reply told of credit.
+    credit_number: u64,
     /// Requests that may be in flight as far as the delays that were seen allow; halved when they are long.
     congestion_window: u16,
     /// Replies since it last changed, and when it was last halved.
@@ -284,6 +283,7 @@ impl Flow {
             run: Run::default(),
             in_flight: 0,
             credit: 1,
+            credit_number: 0,
             congestion_window: config.window,
             undelayed: 0,
             halved_at: Instant::default(),
@@ -701,8 +701,10 @@ impl Flow {
     fn room(&self, now: Instant) -> usize {
         let credit = match () {
             () if is_active(Mutant::CreditIgnored) => u16::MAX,
-            () if now.since(self.last_heard) > CREDIT_LIFETIME => 1,
-            () => u16::from(self.credit),
+            () if self.credit == CREDIT_UNLIMITED || now.since(self.last_heard) <= CREDIT_LIFETIME => {
+                u16::from(self.credit)
+            }
+            () => 1,
         };
         let limit = self.window.min(credit).min(self.congestion_window);
         let room = usize::from(limit).saturating_sub(self.in_flight);
@@ -928,7 +930,11 @@ impl Flow {
         self.last_heard = now;
         self.probe_at = None;
         self.rtt.heard();
-        self.credit = header.credit.max(1);
+        if slot.number >= self.credit_number {
+            // What an overtaken reply says was taken back since.
+            self.credit_number = slot.number;
+            self.credit = header.credit.max(1);
+        }
         self.counters.replies += 1;
         self.watch_delay(now, header.queue_delay);
         if usize::from(self.slots[index as usize].class) >= RANGES {
@@ -1394,6 +1400,11 @@ impl Flow {
         }
         let unknown = slot.writes() && slot.exposed && !is_active(Mutant::UnknownIsNotExecuted);
         let outcome = if unknown { Outcome::OutcomeUnknown } else { Outcome::NotExecuted(reason) };
+        if slot.phase == Phase::InFlight && self.credit != CREDIT_UNLIMITED {
+            // The slot's next request would tell the server that this one's answer, and the credit in it, was heard.
+            self.credit = 1;
+        }
+        let slot = &self.slots[index as usize];
         for position in 0..slot.count {
             if !slot.received.has(position) {
                 let tag = self.tags[index as usize][position as usize];
