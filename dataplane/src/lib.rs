@@ -6,6 +6,7 @@
 
 #![deny(unsafe_code)]
 
+pub mod faulty;
 #[allow(unsafe_code)]
 mod mmsg;
 pub mod outbox;
@@ -19,6 +20,7 @@ pub mod tcp;
 pub mod udp;
 pub mod wait;
 
+pub use faulty::{FaultyConfig, FaultyPort};
 pub use outbox::Outbox;
 pub use port::{Datagram, Peer, Port, PortCounters, Received};
 pub use sim::{Faults, SimNetwork, SimPort};

@@ -124,6 +124,17 @@ impl<'a> Received<'a> {
         }
     }
 
+    /// The memory that all datagrams lie in.
+    pub(crate) const fn memory(&self) -> &'a [u8] {
+        self.memory
+    }
+
+    /// Where in [`memory`](Self::memory) the datagram at `index` starts.
+    #[inline]
+    pub(crate) fn start(&self, index: usize) -> usize {
+        self.index.entries[index].start as usize
+    }
+
     /// All datagrams in order.
     pub fn iter(&self) -> impl Iterator<Item = Datagram<'a>> + use<'a> {
         let received = *self;
@@ -162,6 +173,11 @@ impl Inbox {
     /// Everything pushed after this comes from `peer`.
     pub(crate) fn push_peer(&mut self, peer: Peer) {
         self.peers.push(peer);
+    }
+
+    /// The peer pushed last.
+    pub(crate) fn last_peer(&self) -> Option<&Peer> {
+        self.peers.last()
     }
 
     /// A datagram of the peer pushed last, at `start` in the port's receive memory.
