@@ -9,6 +9,7 @@
 #![forbid(unsafe_code)]
 
 pub mod ceiling;
+pub mod check;
 pub mod core_to_core;
 pub mod key;
 pub mod latency;

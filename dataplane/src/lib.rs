@@ -23,6 +23,7 @@ pub mod wait;
 pub use faulty::{FaultyConfig, FaultyPort};
 pub use outbox::Outbox;
 pub use port::{Datagram, Peer, Port, PortCounters, Received};
+pub use region::SharedWords;
 pub use sim::{Faults, SimNetwork, SimPort};
 pub use tcp::TcpPort;
 pub use udp::{BufferShortfall, UdpConfig, UdpPort};
