@@ -80,6 +80,10 @@ fn ceiling_over<P: Port + Send>(
         options.target == "embedded",
         "the ceiling needs both ends to itself: leave --target at embedded"
     );
+    anyhow::ensure!(
+        !options.checks() && options.faults(0).is_none(),
+        "the ceiling has no store to check and sends nothing again: leave out --check, --loss, --dup and --reorder"
+    );
     options.value_len.check_fits(options.records)?;
     let environment = Environment::look(SystemTime::now());
     let cpus = Cpus::assign(options.server_cores.into(), options.threads.into())?;

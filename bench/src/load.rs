@@ -11,15 +11,18 @@ use linerate_dataplane::Port;
 use linerate_server::stats::thread_cpu_ns;
 
 use crate::{
+    check::{Answered, Checker, LaneNumber, ThreadCheck},
     latency::LatencyHistogram,
     value::{check, fill, touch, writer},
-    workload::{Draw, Stream, ValueLen},
+    workload::{Draw, RECORDS_MAX, Stream, ValueLen},
 };
 
 /// What one thread does.
 #[derive(Clone, Copy, Debug)]
 pub struct LoadPlan {
-    /// Number of the thread, part of what its values carry.
+    /// Number of the process, part of what its values carry.
+    pub process: u16,
+    /// Number of the thread, from 1 on, also part of it.
     pub thread: u16,
     /// Operations per batch.
     pub batch: usize,
@@ -72,8 +75,10 @@ struct Batch {
 }
 
 /// Everything that the outcomes change.
-struct Tally {
+struct Tally<'a> {
     report: LoadReport,
+    /// What is asked of every answer, if anything.
+    check: Option<ThreadCheck<'a>>,
     batches: Vec<Batch>,
     /// Batches that may be begun.
     free: Vec<u32>,
@@ -84,17 +89,19 @@ struct Tally {
     verify: bool,
 }
 
-impl Tally {
+impl Tally<'_> {
     #[inline]
     fn take(&mut self, ended: Ended<'_>, clock: impl Fn() -> Instant) {
-        let (tag, outcome) = (Tag(ended.tag), ended.outcome);
+        let tag = Tag(ended.tag);
         let report = &mut self.report;
-        match outcome {
+        let mut is_wrong = false;
+        match ended.outcome {
             Outcome::Value(value) => {
                 report.gets += 1;
                 report.hits += 1;
                 if self.verify {
-                    report.wrong_values += u64::from(!check(value, tag.record(), self.value_len));
+                    is_wrong = !check(value, tag.record(), self.value_len);
+                    report.wrong_values += u64::from(is_wrong);
                 } else {
                     report.touched ^= touch(value);
                 }
@@ -103,6 +110,9 @@ impl Tally {
             Outcome::Done => report.puts += 1,
             Outcome::NotExecuted(_) => report.errors += 1,
             Outcome::OutcomeUnknown => report.outcome_unknown += 1,
+        }
+        if let Some(check) = &mut self.check {
+            check.ended(tag.answered(is_wrong), &ended);
         }
         if tag.batch() == self.run.0 {
             self.run.1 += 1;
@@ -129,25 +139,56 @@ impl Tally {
     }
 }
 
-/// What comes back with an outcome: the batch in the high half, the record in the low.
+/// What comes back with an outcome:
+///
+/// ```text
+/// │ 6 bits free │ batch 16 │ position in it 8 │ put 1 │ log 2 │ record 31 │
+/// ```
 #[derive(Clone, Copy, Debug)]
 struct Tag(u64);
 
 impl Tag {
-    const fn new(batch: u32, record: u32) -> Self {
-        Self((batch as u64) << 32 | record as u64)
+    const fn new(place: Place, draw: &Draw, lane: LaneNumber) -> Self {
+        let operation = (draw.is_put() as u64) << 33 | (lane.bits() as u64) << 31 | draw.record() as u64;
+        Self((place.batch as u64) << 42 | (place.position as u64) << 34 | operation)
     }
 
     const fn batch(self) -> u32 {
-        (self.0 >> 32) as u32
+        (self.0 >> 42) as u32
     }
 
     const fn record(self) -> u32 {
-        self.0 as u32
+        self.0 as u32 & RECORDS_MAX
+    }
+
+    const fn answered(self, is_wrong: bool) -> Answered {
+        Answered {
+            place: (self.0 >> 34) as usize,
+            record: self.record(),
+            is_put: self.0 >> 33 & 1 == 1,
+            lane: LaneNumber::from_bits((self.0 >> 31) as u8),
+            is_wrong,
+        }
     }
 }
 
-/// Runs the load of one thread over `session`. `live` is added to as operations end, for whoever shows progress; when
+/// Where among the operations in flight one is.
+#[derive(Clone, Copy, Debug)]
+struct Place {
+    batch: u16,
+    position: u8,
+}
+
+impl Place {
+    /// Places of one batch.
+    const PER_BATCH: usize = 1 << 8;
+
+    const fn index(self) -> usize {
+        (self.batch as usize) << 8 | self.position as usize
+    }
+}
+
+/// Runs the load of one thread over `session`, and has `checker`, if there is one, look at every answer. `live` is added to as operations end, for whoever shows progress; when
 /// `stop` is set the run ends early.
 ///
 /// # Errors
@@ -156,11 +197,14 @@ pub fn run_load<P: Port>(
     session: &mut Session<P>,
     stream: &mut Stream,
     plan: &LoadPlan,
+    checker: Option<&Checker>,
     live: &AtomicU64,
     stop: &AtomicBool,
 ) -> io::Result<LoadReport> {
+    let places = plan.batches_in_flight * Place::PER_BATCH;
     let mut tally = Tally {
         report: LoadReport::default(),
+        check: checker.map(|checker| ThreadCheck::new(checker, usize::from(plan.thread) - 1, places)),
         batches: vec![Batch::default(); plan.batches_in_flight],
         free: (0..plan.batches_in_flight as u32).rev().collect(),
         run: (0, 0),
@@ -183,6 +227,9 @@ pub fn run_load<P: Port>(
         }
         if now >= end || stop.load(Ordering::Relaxed) {
             break;
+        }
+        if let Some(check) = &mut tally.check {
+            check.turn();
         }
         pusher.fill(now, session, stream, &mut tally)?;
         session.poll(now, &mut |ended| tally.take(ended, clock))?;
@@ -211,6 +258,7 @@ pub fn run_load<P: Port>(
 struct Pusher {
     batch: usize,
     value_len: ValueLen,
+    process: u16,
     thread: u16,
     sequence: u64,
     /// The batch being pushed, and how many of its operations are still to come.
@@ -225,6 +273,7 @@ impl Pusher {
         Self {
             batch: plan.batch,
             value_len: plan.value_len,
+            process: plan.process,
             thread: plan.thread,
             sequence: 0,
             current: None,
@@ -252,7 +301,8 @@ impl Pusher {
             };
             while left > 0 {
                 let draw = self.waiting.take().unwrap_or_else(|| stream.next().expect("streams never end"));
-                match self.push(now, session, &draw, index) {
+                let place = Place { batch: index as u16, position: (self.batch - left) as u8 };
+                match self.push(now, session, &draw, place, tally.check.as_mut()) {
                     Ok(()) => left -= 1,
                     Err(PushError::Full) => {
                         self.waiting = Some(draw);
@@ -271,25 +321,46 @@ impl Pusher {
         now: Instant,
         session: &mut Session<P>,
         draw: &Draw,
-        batch: u32,
+        place: Place,
+        check: Option<&mut ThreadCheck<'_>>,
     ) -> Result<(), PushError> {
         let record = draw.record();
-        let tag = Tag::new(batch, record).0;
-        let key = draw.key();
-        if !draw.is_put() {
-            return session.push(now, Operation::get(key), tag);
+        // Looked up each time that it is tried: what is known grows while an operation waits for room.
+        let (lo, lane) = check.as_ref().map_or((0, LaneNumber::NONE), |check| check.before_push(record));
+        let tag = Tag::new(place, draw, lane).0;
+        let written = if draw.is_put() {
+            Some(self.push_put(now, session, draw, tag)?)
+        } else {
+            session.push(now, Operation::get(draw.key()), tag)?;
+            None
+        };
+        if let Some(check) = check {
+            check.pushed(place.index(), record, written, lo, lane);
         }
+        Ok(())
+    }
+
+    /// Returns who wrote the value.
+    #[inline]
+    fn push_put<P: Port>(
+        &mut self,
+        now: Instant,
+        session: &mut Session<P>,
+        draw: &Draw,
+        tag: u64,
+    ) -> Result<u64, PushError> {
         // Lengths need not be random, only mixed: a multiplication spreads the sequence over the range.
         let random = (self.sequence.wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 32) as u32;
         let value = &mut self.value[..self.value_len.pick(random)];
-        fill(value, record, writer(self.thread, self.sequence));
-        session.push(now, Operation::put(key, value), tag)?;
+        let writer = writer(self.process, self.thread, self.sequence);
+        fill(value, draw.record(), writer);
+        session.push(now, Operation::put(draw.key(), value), tag)?;
         self.sequence += 1;
-        Ok(())
+        Ok(writer)
     }
 }
 
-/// Stores every record once.
+/// Stores every record once, as thread 0 of `process`; `checker`, if there is one, learns the versions.
 ///
 /// # Errors
 /// When the session's port is broken for good, or a record could not be stored, with the reason.
@@ -297,10 +368,12 @@ pub fn preload<P: Port>(
     session: &mut Session<P>,
     records: u32,
     value_len: ValueLen,
+    checker: Option<&Checker>,
     stop: &AtomicBool,
     progress: impl Fn(u64),
 ) -> io::Result<()> {
     let mut pusher = Pusher::new(&LoadPlan {
+        process: checker.map_or(0, Checker::process),
         thread: 0,
         batch: 1,
         batches_in_flight: 1,
@@ -314,10 +387,15 @@ pub fn preload<P: Port>(
         if ended.outcome != Outcome::Done {
             failed.borrow_mut().get_or_insert_with(|| format!("{:?}", ended.outcome));
         }
+        if let Some(checker) = checker {
+            checker.preloaded(Tag(ended.tag).record(), &ended);
+        }
     };
     for record in 0..records {
         let draw = Draw::put(record);
-        while pusher.push(session.now(), session, &draw, 0) == Err(PushError::Full) {
+        while pusher.push(session.now(), session, &draw, Place { batch: 0, position: 0 }, None)
+            == Err(PushError::Full)
+        {
             session.poll(session.now(), &mut sink)?;
             if stop.load(Ordering::Relaxed) {
                 return Ok(());

@@ -21,7 +21,8 @@ use linerate_bench::{
 
 fn main() -> ExitCode {
     match execute(Options::parse()) {
-        Ok(()) => ExitCode::SUCCESS,
+        Ok(Verdict::Right) => ExitCode::SUCCESS,
+        Ok(Verdict::Violated) => ExitCode::from(1),
         Err(error) => {
             eprintln!("linerate-bench: {error:#}");
             ExitCode::from(2)
@@ -29,7 +30,16 @@ fn main() -> ExitCode {
     }
 }
 
-fn execute(options: Options) -> anyhow::Result<()> {
+/// What the check of every operation has found.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Verdict {
+    /// Nothing wrong, or not asked.
+    Right,
+    /// Operations that no linearizable store can have answered.
+    Violated,
+}
+
+fn execute(options: Options) -> anyhow::Result<Verdict> {
     let stop = stop_on_signals()?;
     if cfg!(debug_assertions) {
         eprintln!("linerate-bench: warning: built without --release, so the figures mean nothing");
@@ -43,7 +53,7 @@ fn execute(options: Options) -> anyhow::Result<()> {
 }
 
 /// UDP and TCP one after the other, with the same operations.
-fn show_demo(demo: &DemoOptions, stop: &AtomicBool) -> anyhow::Result<()> {
+fn show_demo(demo: &DemoOptions, stop: &AtomicBool) -> anyhow::Result<Verdict> {
     let options = |transport| RunOptions {
         transport,
         records: demo.records,
@@ -62,7 +72,7 @@ fn show_demo(demo: &DemoOptions, stop: &AtomicBool) -> anyhow::Result<()> {
     check(&tcp)
 }
 
-fn show(options: &RunOptions, report: Report) -> anyhow::Result<()> {
+fn show(options: &RunOptions, report: Report) -> anyhow::Result<Verdict> {
     match &options.json {
         Some(target) => target.write(&report)?,
         None => say(&table(&[(options.transport.name(), &report)]))?,
@@ -80,9 +90,17 @@ fn say(text: &str) -> anyhow::Result<()> {
     writeln!(io::stdout(), "{text}").context("cannot print the result")
 }
 
-/// A wrong value is a failure of the system under test, whatever its speed.
-fn check(report: &Report) -> anyhow::Result<()> {
+/// A wrong answer is a failure of the system under test, whatever its speed.
+fn check(report: &Report) -> anyhow::Result<Verdict> {
+    if let Some(check) = report.check.as_ref().filter(|check| check.violations > 0) {
+        let first = check.first_violation.as_deref().unwrap_or("unknown");
+        eprintln!(
+            "linerate-bench: {} answers that no linearizable store gives: this is a bug; the first is {first}",
+            check.violations
+        );
+        return Ok(Verdict::Violated);
+    }
     let wrong = report.wrong_values.unwrap_or(0);
     anyhow::ensure!(wrong == 0, "{wrong} values were never put at the key they were got from: this is a bug");
-    Ok(())
+    Ok(Verdict::Right)
 }

@@ -1,14 +1,16 @@
 //! What is typed on the command line, and what follows from it on this machine.
 
-use std::{net::SocketAddr, net::ToSocketAddrs, time::Duration};
+use std::{net::SocketAddr, net::ToSocketAddrs, path::PathBuf, time::Duration};
 
 use anyhow::Context;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use linerate_client::SessionConfig;
-use linerate_dataplane::pin::allowed_cores;
+use linerate_dataplane::{FaultyConfig, pin::allowed_cores};
+use linerate_proto::{Key, hash::key_hash};
 use linerate_server::core_loop::Idle;
 
 use crate::{
+    check::versions::TableShape,
     output::{Config, JsonTarget},
     workload::{KeyDistribution, RECORDS_MAX, StreamLaw, Theta, ValueLen, Workload},
 };
@@ -92,6 +94,21 @@ pub struct RunOptions {
     /// Check that each value got was put at its key
     #[arg(long)]
     pub verify: bool,
+    /// Check every operation for linearizability, and every value as --verify does; nobody else may write meanwhile
+    #[arg(long)]
+    pub check: bool,
+    /// As --check, together with all processes of this machine that name the same file, such as /dev/shm/linerate
+    #[arg(long, value_name = "PATH")]
+    pub check_shared: Option<PathBuf>,
+    /// Share of the datagrams to lose in each direction, 0 to 0.5 (udp)
+    #[arg(long, default_value_t = 0.0, value_name = "SHARE", value_parser = fault_share)]
+    pub loss: f64,
+    /// Share of the datagrams to deliver twice
+    #[arg(long, default_value_t = 0.0, value_name = "SHARE", value_parser = fault_share)]
+    pub dup: f64,
+    /// Share of the datagrams to hold back until others have overtaken them
+    #[arg(long, default_value_t = 0.0, value_name = "SHARE", value_parser = fault_share)]
+    pub reorder: f64,
     /// Have every datagram carry a checksum even over loopback
     #[arg(long)]
     pub checksum: bool,
@@ -184,6 +201,40 @@ impl RunOptions {
         StreamLaw { workload: self.workload, keys, records: self.records }
     }
 
+    /// Whether every operation is checked.
+    #[must_use]
+    pub const fn checks(&self) -> bool {
+        self.check || self.check_shared.is_some()
+    }
+
+    /// Whether the bytes of values are checked.
+    #[must_use]
+    pub const fn verifies(&self) -> bool {
+        self.verify || self.checks()
+    }
+
+    /// What processes that share a check must have in common.
+    #[must_use]
+    pub fn table_shape(&self, servers: &[SocketAddr]) -> TableShape {
+        let mut names: Vec<_> = servers.iter().map(SocketAddr::to_string).collect();
+        names.sort_unstable();
+        // Longer lists are told apart by their beginning, which is more than enough.
+        let mut name = names.join(",").into_bytes();
+        name.truncate(255);
+        TableShape { records: self.records, value_len: self.value_len, servers: key_hash(Key::new(&name)) }
+    }
+
+    /// The bad network in front of each client's port, if any. Sessions have different seeds: `number` is one's.
+    #[must_use]
+    pub fn faults(&self, number: u64) -> Option<FaultyConfig> {
+        (self.loss > 0.0 || self.dup > 0.0 || self.reorder > 0.0).then_some(FaultyConfig {
+            loss: self.loss,
+            duplication: self.dup,
+            reordering: self.reorder,
+            seed: self.seed.wrapping_mul(0x9e37_79b9_7f4a_7c15).wrapping_add(number),
+        })
+    }
+
     /// How a client thread's session is set up.
     #[must_use]
     pub fn session(&self) -> SessionConfig {
@@ -192,6 +243,7 @@ impl RunOptions {
             window: (2 * self.window).clamp(2, 256),
             operations_max: self.batch,
             checksum: self.checksum,
+            versions: self.checks(),
             // A train of a third of what is in flight keeps both sides busy; more than 16 requests gain nothing.
             burst: usize::from(self.window / 3).clamp(1, 16),
             ..SessionConfig::default()
@@ -229,7 +281,11 @@ impl RunOptions {
             duration_s: self.duration,
             warmup_s: self.warmup,
             order: "none".to_owned(),
-            verify: self.verify,
+            verify: self.verifies(),
+            check: self.checks(),
+            loss: self.loss,
+            dup: self.dup,
+            reorder: self.reorder,
             batch: self.batch.into(),
             window: self.window.into(),
             seed: self.seed,
@@ -274,6 +330,11 @@ fn seconds(text: &str) -> Result<f64, String> {
 
 fn seconds_or_none(text: &str) -> Result<f64, String> {
     seconds_from(text, 0.0)
+}
+
+fn fault_share(text: &str) -> Result<f64, String> {
+    let share = text.parse().map_err(|_| format!("`{text}` is no number"))?;
+    if (0.0..=0.5).contains(&share) { Ok(share) } else { Err("give a share of 0 to 0.5".to_owned()) }
 }
 
 /// Parses a number of seconds from `min` to a day.

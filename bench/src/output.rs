@@ -16,6 +16,7 @@ use jiff::Timestamp;
 use serde::Serialize;
 
 use crate::{
+    check::CheckReport,
     latency::LatencyUs,
     workload::{ValueLen, Workload},
 };
@@ -55,6 +56,8 @@ pub struct Report {
     pub outcome_unknown: u64,
     /// Values that no put can have written; `None` when they were not checked.
     pub wrong_values: Option<u64>,
+    /// What the check of every operation says; `None` when there was none.
+    pub check: Option<CheckReport>,
     /// CPU time of all server workers, in per cent of one core; `None` when the server is elsewhere.
     pub server_cpu_pct: Option<f64>,
     /// CPU time of all client threads, in per cent of one core.
@@ -114,6 +117,14 @@ pub struct Config {
     pub order: String,
     /// Whether each received value was checked.
     pub verify: bool,
+    /// Whether every operation was checked for linearizability.
+    pub check: bool,
+    /// Share of the datagrams lost on purpose, in each direction.
+    pub loss: f64,
+    /// Share of the datagrams delivered twice on purpose.
+    pub dup: f64,
+    /// Share of the datagrams held back on purpose.
+    pub reorder: f64,
     /// Operations per request, at most.
     pub batch: usize,
     /// Requests in flight per session, at most.
@@ -265,7 +276,7 @@ const fn compared(name: &'static str, unit: &'static str, decimals: usize, of: S
 }
 
 /// The lines of a table, in their order.
-const FIGURES: [Figure; 24] = [
+const FIGURES: [Figure; 27] = [
     compared("throughput", "Mop/s", 2, |report| Some(report.ops_per_sec / 1e6)),
     compared("  gets", "Mop/s", 2, |report| Some(report.gets_per_sec / 1e6)),
     compared("  puts", "Mop/s", 2, |report| Some(report.puts_per_sec / 1e6)),
@@ -284,6 +295,9 @@ const FIGURES: [Figure; 24] = [
     figure("errors", "", 0, |report| Some(report.errors as f64)),
     figure("outcome unknown", "", 0, |report| Some(report.outcome_unknown as f64)),
     figure("wrong values", "", 0, |report| report.wrong_values.map(|count| count as f64)),
+    figure("checked operations", "", 0, |report| Some(report.check.as_ref()?.ops_checked as f64)),
+    figure("  sampled", "", 0, |report| Some(report.check.as_ref()?.sampled_ops as f64)),
+    figure("  violations", "", 0, |report| Some(report.check.as_ref()?.violations as f64)),
     figure("server CPU", "%", 1, |report| report.server_cpu_pct),
     figure("client CPU", "%", 1, |report| Some(report.client_cpu_pct)),
     figure("server memory", "MiB", 1, |report| {
@@ -365,6 +379,7 @@ pub(crate) mod tests {
             errors: 0,
             outcome_unknown: 0,
             wrong_values: Some(0),
+            check: Some(CheckReport { ops_checked: 336_543_210, ..CheckReport::default() }),
             server_cpu_pct: Some(99.5),
             client_cpu_pct: 99.9,
             server_rss_bytes: Some(256 << 20),
@@ -385,6 +400,10 @@ pub(crate) mod tests {
                 warmup_s: 1.0,
                 order: "none".to_owned(),
                 verify: true,
+                check: true,
+                loss: 0.0,
+                dup: 0.0,
+                reorder: 0.0,
                 batch: 110,
                 window: 16,
                 seed: 1,
@@ -441,13 +460,19 @@ pub(crate) mod tests {
         }
         let mut config: Vec<_> =
             "target transport workload theta distribution records value_len server_cores threads \
-             duration_s warmup_s order verify batch window seed checksum idle"
+             duration_s warmup_s order verify check loss dup reorder batch window seed checksum idle"
                 .split_whitespace()
                 .collect();
         config.sort_unstable();
         assert_eq!(keys(&value["config"]), config);
         assert_eq!(value["config"]["workload"], "b");
         assert_eq!(value["config"]["value_len"], 128);
+        assert_eq!(value["check"]["ops_checked"], 336_543_210);
+        for name in ["sampled_ops", "violations", "windows", "data_epochs"] {
+            assert_eq!(value["check"][name], 0, "{name}");
+        }
+        assert_eq!(value["check"]["first_violation"], Value::Null);
+        assert_eq!(keys(&value["check"]["audit"]), ["acknowledged", "grown", "impossible", "unknown"]);
         assert_eq!(value["kind"], "run");
         assert_eq!(value["environment"]["commit"], Value::Null);
     }

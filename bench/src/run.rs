@@ -14,7 +14,7 @@ use std::{
 use anyhow::Context;
 use indicatif::{ProgressBar, ProgressStyle};
 use linerate_client::{ConnectError, Session, SessionConfig};
-use linerate_dataplane::{Port, pin::pin_to_core};
+use linerate_dataplane::{FaultyPort, Port, UdpPort, pin::pin_to_core, udp::UdpConfig};
 use linerate_proto::wire::{STAT_COUNT, Statistic};
 use linerate_server::{
     Server, ServerConfig,
@@ -22,31 +22,50 @@ use linerate_server::{
 };
 
 use crate::{
+    check::{
+        Checker, Watch,
+        versions::{Snapshot, VersionTable},
+    },
     core_to_core::core_to_core_ns,
     load::{LoadPlan, LoadReport, preload, run_load},
     options::{Cpus, RunOptions, Transport},
     output::{Environment, Kind, Report},
-    workload::{STREAM_LEN, Stream, draw_streams},
+    workload::{STREAM_LEN, STREAMS_MAX, Stream, draw_streams},
 };
 
 /// How often the progress bar is moved.
 const PROGRESS_INTERVAL: Duration = Duration::from_millis(100);
-
-/// Makes the session of a client thread.
-type Connect<P> = fn(&[SocketAddr], SessionConfig) -> Result<Session<P>, ConnectError>;
 
 /// Measures once with a store behind the answers. Stops early, with an error, when `stop` is set.
 ///
 /// # Errors
 /// A sentence that names what went wrong.
 pub fn run(options: &RunOptions, stop: &AtomicBool) -> anyhow::Result<Report> {
-    match options.transport {
-        Transport::Udp => run_over(options, stop, Session::connect_udp),
-        Transport::Tcp => run_over(options, stop, Session::connect_tcp),
+    match (options.transport, options.faults(0)) {
+        (Transport::Udp, None) => {
+            run_over(options, stop, |servers, config, _| Session::connect_udp(servers, config))
+        }
+        (Transport::Udp, Some(_)) => run_over(options, stop, |servers, config, number| {
+            let udp = UdpConfig { trains: config.trains, ..UdpConfig::default() };
+            let faults = options.faults(number).expect("there are some");
+            Session::connect(servers, config, |addrs| FaultyPort::new(UdpPort::connect(addrs, udp)?, faults))
+        }),
+        (Transport::Tcp, None) => {
+            run_over(options, stop, |servers, config, _| Session::connect_tcp(servers, config))
+        }
+        (Transport::Tcp, Some(_)) => anyhow::bail!(
+            "a TCP connection loses, duplicates and reorders nothing: give --loss, --dup and --reorder with --transport \
+             udp only"
+        ),
     }
 }
 
-fn run_over<P: Port>(options: &RunOptions, stop: &AtomicBool, connect: Connect<P>) -> anyhow::Result<Report> {
+/// `connect` makes the session with this number: 0 for control and preload, those of the client threads from 1 on.
+fn run_over<P: Port>(
+    options: &RunOptions,
+    stop: &AtomicBool,
+    connect: impl Fn(&[SocketAddr], SessionConfig, u64) -> Result<Session<P>, ConnectError> + Sync,
+) -> anyhow::Result<Report> {
     options.value_len.check_fits(options.records)?;
     let environment = Environment::look(SystemTime::now());
     let remote = options.servers()?;
@@ -59,28 +78,35 @@ fn run_over<P: Port>(options: &RunOptions, stop: &AtomicBool, connect: Connect<P
     let rss_before = process_rss_len();
     let server = if remote.is_none() { Some(start_server(options, &cpus)?) } else { None };
     let servers = remote.unwrap_or_else(|| server.iter().map(Server::addr).collect());
-    store_records(options, stop, &servers, cpus.clients[0], connect)?;
+    let control = || connect(&servers, SessionConfig { window: 1, ..options.session() }, 0);
+    let look = || snapshot(&mut control()?);
+    let checker = if options.checks() { Some(start_check(options, &servers, &look)?) } else { None };
+    let checker = checker.as_ref();
+    store_records(options, stop, cpus.clients[0], checker, || {
+        connect(&servers, SessionConfig { operations_max: u8::MAX, ..options.session() }, 0)
+    })?;
     let rss_grown = process_rss_len().saturating_sub(rss_before);
 
-    let mut control = connect(&servers, SessionConfig { window: 1, ..options.session() })?;
+    let mut control = control()?;
     let server_cores = control.cores().count();
-    let shared = Shared { live: AtomicU64::new(0), stop, begin: Barrier::new(streams.len() + 1) };
+    let shared = Shared { live: AtomicU64::new(0), stop, begin: Barrier::new(streams.len() + 1), checker };
+    let mut watch_check = checker.map(Watch::new);
     let (reports, before, after) = thread::scope(|scope| {
         let threads: Vec<_> = streams
             .iter_mut()
             .zip(&cpus.clients)
             .zip(1..)
             .map(|((stream, &cpu), number)| {
-                let (shared, servers) = (&shared, &servers);
+                let (shared, servers, connect) = (&shared, &servers, &connect);
                 scope.spawn(move || {
                     client_thread(options, shared, stream, cpu, number, server_cores, || {
-                        connect(servers, options.session())
+                        connect(servers, options.session(), number.into())
                     })
                 })
             })
             .collect();
         shared.begin.wait();
-        let sampled = watch(options, &shared, &mut control);
+        let sampled = watch(options, &shared, &mut control, watch_check.as_mut());
         let reports: anyhow::Result<Vec<LoadReport>> = threads
             .into_iter()
             .map(|thread| thread.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic)))
@@ -90,6 +116,10 @@ fn run_over<P: Port>(options: &RunOptions, stop: &AtomicBool, connect: Connect<P
         anyhow::Ok((reports, before, after))
     })?;
     check_stop(stop)?;
+    let check = match (checker, watch_check) {
+        (Some(checker), Some(watch)) => Some(checker.finish(watch, look)?),
+        _ => None,
+    };
     drop(control);
     let embedded = server.is_some();
     if let Some(server) = server {
@@ -102,6 +132,7 @@ fn run_over<P: Port>(options: &RunOptions, stop: &AtomicBool, connect: Connect<P
     let server_cpu_pct = grown(Statistic::CpuNs) as f64 / grown(Statistic::UptimeNs).max(1) as f64 * 100.0;
     let server_rss_bytes = if embedded { rss_grown } else { after[Statistic::RssBytes as usize] };
     let report = Report {
+        check,
         core_to_core_ns: worse(core_to_core_before_ns, core_to_core_after_ns),
         core_to_core_before_ns,
         core_to_core_after_ns,
@@ -120,6 +151,7 @@ struct Shared<'a> {
     live: AtomicU64,
     stop: &'a AtomicBool,
     begin: Barrier,
+    checker: Option<&'a Checker>,
 }
 
 fn client_thread<P: Port>(
@@ -136,15 +168,16 @@ fn client_thread<P: Port>(
     shared.begin.wait();
     let (warmup, duration) = options.times();
     let plan = LoadPlan {
+        process: shared.checker.map_or(0, Checker::process),
         thread: number,
         batch: options.batch.into(),
         batches_in_flight: usize::from(options.window) * server_cores,
         value_len: options.value_len,
-        verify: options.verify,
+        verify: options.verifies(),
         warmup,
         duration,
     };
-    let result = run_load(&mut session?, stream, &plan, &shared.live, shared.stop);
+    let result = run_load(&mut session?, stream, &plan, shared.checker, &shared.live, shared.stop);
     result.context("a client thread lost its port")
 }
 
@@ -154,6 +187,7 @@ fn watch<P: Port>(
     options: &RunOptions,
     shared: &Shared<'_>,
     control: &mut Session<P>,
+    mut check: Option<&mut Watch<'_>>,
 ) -> anyhow::Result<([u64; STAT_COUNT], [u64; STAT_COUNT])> {
     let (warmup, duration) = options.times();
     let begun = Instant::now();
@@ -165,6 +199,9 @@ fn watch<P: Port>(
             before = Some(statistics(control)?);
         }
         thread::sleep(PROGRESS_INTERVAL.min((warmup + duration).saturating_sub(begun.elapsed())));
+        if let Some(check) = &mut check {
+            check.turn(Instant::now());
+        }
         let (now, live) = (Instant::now(), shared.live.load(Ordering::Relaxed));
         let rate = (live - last.1) as f64 / (now - last.0).as_secs_f64().max(1e-9);
         last = (now, live);
@@ -174,6 +211,27 @@ fn watch<P: Port>(
     bar.finish_and_clear();
     let after = statistics(control)?;
     Ok((before.unwrap_or(after), after))
+}
+
+/// Begins the check, alone or with other processes.
+fn start_check(
+    options: &RunOptions,
+    servers: &[SocketAddr],
+    look: &impl Fn() -> anyhow::Result<Snapshot>,
+) -> anyhow::Result<Checker> {
+    let shape = options.table_shape(servers);
+    let table = match &options.check_shared {
+        Some(path) => VersionTable::shared(path, shape, look)?,
+        None => VersionTable::private(shape, rand::random(), &look()?)?,
+    };
+    Ok(Checker::new(table, options.threads.into(), options.value_len))
+}
+
+/// What a fresh session is told by the servers about their data.
+fn snapshot<P: Port>(control: &mut Session<P>) -> anyhow::Result<Snapshot> {
+    let version = statistics(control)?[Statistic::Version as usize];
+    let data_epochs = control.cores().filter_map(|(_, info)| info).map(|info| info.data_epoch);
+    Ok(Snapshot { version, data_epochs: data_epochs.collect() })
 }
 
 /// The statistics of all cores together.
@@ -204,17 +262,16 @@ fn start_server(options: &RunOptions, cpus: &Cpus) -> anyhow::Result<Server> {
 fn store_records<P: Port>(
     options: &RunOptions,
     stop: &AtomicBool,
-    servers: &[SocketAddr],
     cpu: usize,
-    connect: Connect<P>,
+    checker: Option<&Checker>,
+    connect: impl Fn() -> Result<Session<P>, ConnectError> + Sync,
 ) -> anyhow::Result<()> {
     let bar = progress_bar(options.records.into(), "storing records");
     let stored = thread::scope(|scope| {
         let storing = scope.spawn(|| {
             pin_to_core(cpu)?;
-            let config = SessionConfig { operations_max: u8::MAX, ..options.session() };
-            let mut session = connect(servers, config)?;
-            preload(&mut session, options.records, options.value_len, stop, |done| bar.set_position(done))?;
+            let progress = |done| bar.set_position(done);
+            preload(&mut connect()?, options.records, options.value_len, checker, stop, progress)?;
             anyhow::Ok(())
         });
         storing.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))
@@ -224,14 +281,16 @@ fn store_records<P: Port>(
     check_stop(stop)
 }
 
-/// Draws what the threads will do.
+/// Draws what the threads will do. Beyond [`STREAMS_MAX`] threads share streams, so that memory is bounded.
 pub(crate) fn draw(options: &RunOptions) -> anyhow::Result<Vec<Stream>> {
     let threads = usize::from(options.threads);
-    let bar = progress_bar((threads * STREAM_LEN) as u64, "drawing operations");
+    let count = threads.min(STREAMS_MAX);
+    let bar = progress_bar((count * STREAM_LEN) as u64, "drawing operations");
     let streams =
-        draw_streams(&options.law(), threads, STREAM_LEN, options.seed, |drawn| bar.inc(drawn as u64));
+        draw_streams(&options.law(), count, STREAM_LEN, options.seed, |drawn| bar.inc(drawn as u64));
     bar.finish_and_clear();
-    Ok(streams)
+    let parts = threads.div_ceil(count);
+    Ok((0..threads).map(|thread| streams[thread % count].share(thread / count, parts)).collect())
 }
 
 pub(crate) fn core_to_core(cpus: &Cpus) -> io::Result<Option<f64>> {
@@ -283,7 +342,8 @@ pub(crate) fn summarise(
         rx_overflow_drops: sum(|report| report.counters.port.rx_overflow_drops),
         errors: sum(|report| report.errors),
         outcome_unknown: sum(|report| report.outcome_unknown),
-        wrong_values: options.verify.then(|| sum(|report| report.wrong_values)),
+        wrong_values: options.verifies().then(|| sum(|report| report.wrong_values)),
+        check: None,
         server_cpu_pct: None,
         client_cpu_pct: cpu / elapsed * 100.0,
         server_rss_bytes: None,

@@ -20,12 +20,22 @@ const HEADER_LEN: usize = 16;
 /// Bytes gone through at a time: four 16-byte vectors, which fit the registers of every x86-64 and aarch64.
 const BLOCK_LEN: usize = 64;
 
-/// Names who wrote a value: the thread, and which of its writes it was. The preload is thread 0.
+/// Names who wrote a value: the process among those that share a check (otherwise a random number), the thread, and
+/// which of its writes it was. The preload is thread 0.
 #[inline]
 #[must_use]
-pub const fn writer(thread: u16, sequence: u64) -> u64 {
-    // 2^48 writes of one thread take months at 50 M a second.
-    ((thread as u64) << 48) | (sequence & ((1 << 48) - 1))
+pub const fn writer(process: u16, thread: u16, sequence: u64) -> u64 {
+    // 13, 11 and 40 bits: 2^40 writes of one thread take hours at 50 M a second, and nobody looks back that far.
+    let (process, thread) = (process as u64 % (1 << 13), thread as u64 % (1 << 11));
+    process << 51 | thread << 40 | (sequence & ((1 << 40) - 1))
+}
+
+/// Who wrote `value`; `None` when it is too short to say.
+#[inline]
+#[must_use]
+pub fn writer_of(value: &[u8]) -> Option<u64> {
+    let word = value.get(8..HEADER_LEN)?.first_chunk()?;
+    Some(u64::from_le_bytes(*word))
 }
 
 /// Makes all of `out` the value that `writer` stores at `record`.
@@ -173,8 +183,11 @@ mod tests {
         for len in 0..=16 {
             assert_eq!(value(len, 0x0102_0304, 0x1112_1314_1516_1718), whole[..len]);
         }
-        assert_eq!(writer(3, 5), 0x0003_0000_0000_0005);
-        assert_eq!(writer(1, 1 << 48), writer(1, 0));
+        assert_eq!(writer(0, 3, 5), 3 << 40 | 5);
+        assert_eq!(writer(8_191, 1_025, 1), 8_191 << 51 | 1_025 << 40 | 1);
+        assert_eq!(writer(8_192, 1, 1 << 40), writer(0, 1, 0));
+        let whole = value(16, 7, writer(1, 2, 3));
+        assert_eq!((writer_of(&whole), writer_of(&whole[..15])), (Some(writer(1, 2, 3)), None));
     }
 
     /// Goal: what was filled passes, at every length that the protocol carries. Method: all lengths, random records
@@ -240,7 +253,7 @@ mod tests {
     #[test]
     fn cut_and_joined_values_are_noticed() {
         const RECORD: u32 = 123_456;
-        let (one, other) = (value(256, RECORD, writer(1, 41)), value(256, RECORD, writer(1, 42)));
+        let (one, other) = (value(256, RECORD, writer(0, 1, 41)), value(256, RECORD, writer(0, 1, 42)));
         for len in 17..256 {
             assert!(!check(&one[..len], RECORD, any_len()), "cut off at {len} bytes");
             let joined = [&one[..len], &other[len..]].concat();

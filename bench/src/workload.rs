@@ -4,9 +4,9 @@
 //! on an operation. The operations are therefore drawn before the clock starts, and the run repeats them.
 
 use std::{
-    error, fmt,
+    error, fmt, iter,
     str::FromStr,
-    sync::{Mutex, PoisonError},
+    sync::{Arc, Mutex, PoisonError},
     thread,
 };
 
@@ -30,6 +30,10 @@ pub const RECORDS_MAX: u32 = i32::MAX as u32;
 /// Draws of a stream unless said otherwise, 4 Mi: 64 MiB, repeated several times in a second of a fast run. Long enough
 /// that a cycle touches the rarely used records too, and read in order, so that it does not displace what is hot.
 pub const STREAM_LEN: usize = 4 << 20;
+
+/// Streams that are drawn at most, 256 MiB of them: when there are more threads, several go through the same one, each
+/// beginning somewhere else.
+pub const STREAMS_MAX: usize = 4;
 
 /// Draws that are made in one go, with a seed of their own, so that several cores can work on one stream and the result
 /// does not depend on how many. Some milliseconds.
@@ -364,14 +368,20 @@ impl Default for Draw {
 /// The operations of one client thread, for ever: as an iterator it never ends, but starts over.
 #[derive(Clone, Debug)]
 pub struct Stream {
-    draws: Box<[Draw]>,
+    draws: Arc<[Draw]>,
     next: usize,
 }
 
 impl Stream {
+    /// The same operations for another thread, beginning at the share `part / parts` of the cycle.
+    #[must_use]
+    pub fn share(&self, part: usize, parts: usize) -> Self {
+        Self { draws: Arc::clone(&self.draws), next: self.draws.len() * part / parts }
+    }
+
     /// One cycle of the stream, from its beginning.
     #[must_use]
-    pub const fn draws(&self) -> &[Draw] {
+    pub fn draws(&self) -> &[Draw] {
         &self.draws
     }
 }
@@ -418,11 +428,13 @@ pub fn draw_streams(
 ) -> Vec<Stream> {
     assert!(len > 0, "a stream of no operations");
     assert!((1..=RECORDS_MAX).contains(&law.records), "{} records", law.records);
-    let mut streams: Vec<_> = (0..count).map(|_| vec![Draw::default(); len].into_boxed_slice()).collect();
+    let mut streams: Vec<Arc<[Draw]>> =
+        (0..count).map(|_| iter::repeat_n(Draw::default(), len).collect()).collect();
 
     let mut stream_seeds = Xoshiro256PlusPlus::seed_from_u64(seed);
     let chunks = Mutex::new(streams.iter_mut().flat_map(|draws| {
         let mut chunk_seeds = stream_seeds.fork();
+        let draws = Arc::get_mut(draws).expect("nobody else has it yet");
         draws.chunks_mut(CHUNK_LEN).map(move |chunk| (chunk, chunk_seeds.fork()))
     }));
     let worker = || {
@@ -681,6 +693,16 @@ mod tests {
             let longer = ValueLen::new(0, max + 1).map(|lens| lens.check_fits(records));
             assert!(matches!(longer, Err(_) | Ok(Err(ValueLenError::TooLong { .. }))), "{records} records");
         }
+    }
+
+    /// Goal: threads that share a stream go through the same operations, each from its own place. Method: two thirds of
+    /// a stream, and the whole cycle after it.
+    #[test]
+    fn a_shared_stream_begins_elsewhere() {
+        let stream = draw_one(&law(Workload::A, zipf(0.99), 1_000), 300);
+        let shared = stream.share(2, 3);
+        let cycle: Vec<_> = shared.take(300).collect();
+        assert_eq!(cycle, [&stream.draws()[200..], &stream.draws()[..200]].concat());
     }
 
     /// Goal: picked lengths stay in the range, reach both ends, and are equally frequent. Method: evenly spaced
