@@ -17,6 +17,9 @@ use crate::{
     workload::{Draw, RECORDS_MAX, Stream, ValueLen},
 };
 
+/// Longest sleep of a thread that sleeps: an operation may wait so long for others to travel with.
+const SLEEP_MAX: Duration = Duration::from_millis(1);
+
 /// What one thread does.
 #[derive(Clone, Copy, Debug)]
 pub struct LoadPlan {
@@ -32,6 +35,8 @@ pub struct LoadPlan {
     pub value_len: ValueLen,
     /// Whether each value got must be one that was put at its key.
     pub verify: bool,
+    /// Whether to sleep while nothing arrives: threads that share a CPU must let each other, and the server, have it.
+    pub sleeps: bool,
     /// Time before counting starts.
     pub warmup: Duration,
     /// Time that is counted.
@@ -232,8 +237,13 @@ pub fn run_load<P: Port>(
             check.turn();
         }
         pusher.fill(now, session, stream, &mut tally)?;
-        session.poll(now, &mut |ended| tally.take(ended, clock))?;
+        let arrived = session.poll(now, &mut |ended| tally.take(ended, clock))?;
         tally.end_run(clock);
+        if plan.sleeps && arrived == 0 {
+            session.flush(now, &mut |ended| tally.take(ended, clock))?;
+            tally.end_run(clock);
+            session.wait(SLEEP_MAX)?;
+        }
         let ended = tally.report.gets + tally.report.puts;
         live.fetch_add(ended - seen, Ordering::Relaxed);
         seen = ended;
@@ -379,6 +389,7 @@ pub fn preload<P: Port>(
         batches_in_flight: 1,
         value_len,
         verify: false,
+        sleeps: false,
         warmup: Duration::ZERO,
         duration: Duration::ZERO,
     });

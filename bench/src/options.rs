@@ -5,7 +5,7 @@ use std::{net::SocketAddr, net::ToSocketAddrs, path::PathBuf, time::Duration};
 use anyhow::Context;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use linerate_client::SessionConfig;
-use linerate_dataplane::{FaultyConfig, pin::allowed_cores};
+use linerate_dataplane::{FaultyConfig, UdpConfig, pin::allowed_cores};
 use linerate_proto::{Key, hash::key_hash};
 use linerate_server::core_loop::Idle;
 
@@ -235,6 +235,13 @@ impl RunOptions {
         })
     }
 
+    /// The UDP port of a client thread. With many threads each has less memory, 512 KiB instead of 3 MiB.
+    #[must_use]
+    pub fn port(&self) -> UdpConfig {
+        let many = UdpConfig { rx_buffers: 4, tx_chunks: 4, ..UdpConfig::default() };
+        if self.threads > 16 { many } else { UdpConfig::default() }
+    }
+
     /// How a client thread's session is set up.
     #[must_use]
     pub fn session(&self) -> SessionConfig {
@@ -307,6 +314,8 @@ pub struct Cpus {
     pub server: Vec<usize>,
     /// One for each client thread.
     pub clients: Vec<usize>,
+    /// Whether there are fewer CPUs than threads.
+    pub is_crowded: bool,
 }
 
 impl Cpus {
@@ -316,10 +325,12 @@ impl Cpus {
     /// When the kernel does not tell which these are.
     pub fn assign(server_cores: usize, threads: usize) -> anyhow::Result<Self> {
         let allowed = allowed_cores().context("cannot tell which CPUs this process may use")?;
+        let is_crowded = server_cores + threads > allowed.len();
         let mut cpus = allowed.iter().copied().cycle();
         Ok(Self {
             server: cpus.by_ref().take(server_cores).collect(),
             clients: cpus.by_ref().take(threads).collect(),
+            is_crowded,
         })
     }
 }

@@ -14,7 +14,7 @@ use std::{
 use anyhow::Context;
 use indicatif::{ProgressBar, ProgressStyle};
 use linerate_client::{ConnectError, Session, SessionConfig};
-use linerate_dataplane::{FaultyPort, Port, UdpPort, pin::pin_to_core, udp::UdpConfig};
+use linerate_dataplane::{FaultyPort, Port, UdpPort, pin::pin_to_core};
 use linerate_proto::wire::{STAT_COUNT, Statistic};
 use linerate_server::{
     Server, ServerConfig,
@@ -42,13 +42,14 @@ const PROGRESS_INTERVAL: Duration = Duration::from_millis(100);
 /// A sentence that names what went wrong.
 pub fn run(options: &RunOptions, stop: &AtomicBool) -> anyhow::Result<Report> {
     match (options.transport, options.faults(0)) {
-        (Transport::Udp, None) => {
-            run_over(options, stop, |servers, config, _| Session::connect_udp(servers, config))
-        }
+        (Transport::Udp, None) => run_over(options, stop, |servers, config, _| {
+            Session::connect(servers, config, |addrs| UdpPort::connect(addrs, options.port()))
+        }),
         (Transport::Udp, Some(_)) => run_over(options, stop, |servers, config, number| {
-            let udp = UdpConfig { trains: config.trains, ..UdpConfig::default() };
             let faults = options.faults(number).expect("there are some");
-            Session::connect(servers, config, |addrs| FaultyPort::new(UdpPort::connect(addrs, udp)?, faults))
+            Session::connect(servers, config, |addrs| {
+                FaultyPort::new(UdpPort::connect(addrs, options.port())?, faults)
+            })
         }),
         (Transport::Tcp, None) => {
             run_over(options, stop, |servers, config, _| Session::connect_tcp(servers, config))
@@ -89,7 +90,13 @@ fn run_over<P: Port>(
 
     let mut control = control()?;
     let server_cores = control.cores().count();
-    let shared = Shared { live: AtomicU64::new(0), stop, begin: Barrier::new(streams.len() + 1), checker };
+    let shared = Shared {
+        live: AtomicU64::new(0),
+        stop,
+        begin: Barrier::new(streams.len() + 1),
+        checker,
+        is_crowded: cpus.is_crowded,
+    };
     let mut watch_check = checker.map(Watch::new);
     let (reports, before, after) = thread::scope(|scope| {
         let threads: Vec<_> = streams
@@ -152,6 +159,7 @@ struct Shared<'a> {
     stop: &'a AtomicBool,
     begin: Barrier,
     checker: Option<&'a Checker>,
+    is_crowded: bool,
 }
 
 fn client_thread<P: Port>(
@@ -174,6 +182,7 @@ fn client_thread<P: Port>(
         batches_in_flight: usize::from(options.window) * server_cores,
         value_len: options.value_len,
         verify: options.verifies(),
+        sleeps: shared.is_crowded,
         warmup,
         duration,
     };
