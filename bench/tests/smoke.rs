@@ -60,6 +60,115 @@ fn runs_report_the_contract_and_are_correct() {
     }
 }
 
+/// Goal: every operation is checked, on good networks and bad ones, the writes add up, and the JSON says so. Method:
+/// short runs on each transport, with faults, with many threads, and with values too short for the black box.
+#[test]
+fn checked_runs_find_nothing_wrong() {
+    for (options, sampled) in [
+        ("--transport udp --workload a --threads 2 --server-cores 2", true),
+        ("--transport tcp --workload b --value-len 64-256", true),
+        ("--workload a --loss 0.02 --dup 0.02 --reorder 0.05", true),
+        ("--workload b --threads 40 --window 4 --batch 20", true),
+        ("--workload a --value-len 8", false),
+    ] {
+        let report =
+            json(&format!("run {options} --check --records 3000 --duration 0.4 --warmup 0.1 --json -"));
+        let check = &report["check"];
+        assert_eq!(check["violations"], 0, "{options}: {check}");
+        assert_eq!(check["first_violation"], Value::Null);
+        assert_eq!(check["data_epochs"], 1);
+        assert!(check["ops_checked"].as_u64() >= report["ops"].as_u64(), "{options}: {report}");
+        assert_eq!(check["sampled_ops"].as_u64().unwrap() > 0, sampled, "{options}: {check}");
+        assert_eq!(check["not_sampled"].is_null(), sampled);
+        let audit = |name: &str| check["audit"][name].as_u64().unwrap();
+        assert_eq!(check["audit"]["impossible"], Value::Null);
+        assert!(audit("acknowledged") >= 3_000, "{options}: {check}");
+        let grown = audit("acknowledged")..=audit("acknowledged") + audit("unknown");
+        assert!(grown.contains(&audit("grown")), "{options}: {check}");
+        assert_eq!(report["wrong_values"], 0);
+        assert_eq!((&report["config"]["check"], &report["config"]["verify"]), (&true.into(), &true.into()));
+        let faulty = report["config"]["loss"].as_f64().unwrap() > 0.0;
+        assert!(!faulty || report["retransmits"].as_u64().unwrap() > 10, "{report}");
+    }
+}
+
+/// Goal: two processes check each other, and one of them does the audit of both. Method: a server of its own, two
+/// processes at once with one file.
+#[test]
+fn processes_share_a_check() {
+    let server = linerate_server::Server::start(&linerate_server::ServerConfig {
+        port: 0,
+        memory_len: 128 << 20,
+        ..Default::default()
+    })
+    .unwrap();
+    let path = std::env::temp_dir().join(format!("linerate-smoke-check-{}", std::process::id()));
+    let arguments = format!(
+        "run --target {} --workload a --check-shared {} --records 2000 --duration 1 --warmup 0.5 --json -",
+        server.addr(),
+        path.display()
+    );
+    let start = || {
+        Command::new(BENCH)
+            .args(arguments.split(' '))
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            .spawn()
+            .unwrap()
+    };
+    let both = [start(), start()];
+    let reports = both.map(|child| {
+        let output = child.wait_with_output().unwrap();
+        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+        let report: Value = serde_json::from_slice(&output.stdout).unwrap();
+        report["check"].clone()
+    });
+    for check in &reports {
+        assert_eq!(check["violations"], 0, "{check}");
+    }
+    let mut audits: Vec<_> = reports.iter().map(|check| &check["audit"]).collect();
+    audits.sort_by_key(|audit| audit["impossible"].is_null());
+    assert!(audits[0]["impossible"].as_str().unwrap().contains("last process"), "{audits:?}");
+    assert_eq!(audits[1]["impossible"], Value::Null);
+    assert_eq!(audits[1]["acknowledged"], audits[1]["grown"], "{audits:?}");
+    assert!(audits[1]["acknowledged"].as_u64().unwrap() > 4_000, "{audits:?}");
+    std::fs::remove_file(&path).unwrap();
+    server.stop().unwrap();
+}
+
+/// Goal: writes that nobody was told of are found, with exit code 1 and a sentence. Method: somebody else writes another
+/// key of the same server all the time.
+#[test]
+fn writes_of_somebody_else_are_found() {
+    let server = linerate_server::Server::start(&linerate_server::ServerConfig {
+        port: 0,
+        memory_len: 128 << 20,
+        ..Default::default()
+    })
+    .unwrap();
+    let mut somebody =
+        linerate_client::Client::connect_udp(&[server.addr()], linerate_client::SessionConfig::default())
+            .unwrap();
+    let mut checked = Command::new(BENCH)
+        .args(format!("run --target {} --records 500 --check --json -", server.addr()).split(' '))
+        .args("--duration 0.5 --warmup 0.5".split(' '))
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    while checked.try_wait().unwrap().is_none() {
+        somebody.put(b"something else", b"value").unwrap();
+        std::thread::sleep(Duration::from_millis(10));
+    }
+    let output = checked.wait_with_output().unwrap();
+    let error = String::from_utf8(output.stderr).unwrap();
+    assert_eq!(output.status.code(), Some(1), "{error}");
+    assert!(error.contains("writes took effect, but"), "{error}");
+    let report: Value = serde_json::from_slice(&output.stdout).unwrap();
+    assert_eq!(report["check"]["violations"], 1, "{report}");
+    server.stop().unwrap();
+}
+
 /// Goal: the ceiling runs the same shapes without a store. Method: as above; latencies are not measured there.
 #[test]
 fn ceilings_are_measured_on_both_transports() {
@@ -84,6 +193,11 @@ fn bad_input_names_the_allowed_range() {
         ("run --batch 0", "1.."),
         ("run --window 129", "128"),
         ("run --order sideways", "none"),
+        ("run --loss 0.6", "0 to 0.5"),
+        ("run --dup nan", "0 to 0.5"),
+        ("run --reorder 0.1 --transport tcp", "--transport udp"),
+        ("run --check-shared /proc/none", "/proc/none"),
+        ("ceiling --check", "no store to check"),
         ("run --target nowhere", "host:port"),
         ("ceiling --target 127.0.0.1:1", "embedded"),
     ] {

@@ -491,3 +491,198 @@ impl Drop for ThreadCheck<'_> {
         self.checker.unknown.fetch_add(self.unknown, Relaxed);
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use linerate_client::Reason;
+
+    use super::*;
+    use crate::{check::versions::TableShape, value::fill};
+
+    const EPOCH: u64 = 0xe;
+
+    fn checker(value_len: usize) -> Checker {
+        let value_len = ValueLen::new(value_len, value_len).unwrap();
+        let shape = TableShape { records: 100, value_len, servers: 0 };
+        let start = Snapshot { version: 0, data_epochs: vec![EPOCH] };
+        Checker::new(VersionTable::private(shape, 1, &start).unwrap(), 2, value_len)
+    }
+
+    fn push(check: &mut ThreadCheck<'_>, place: usize, record: u32, written: Option<u64>) -> Answered {
+        let (lo, lane) = check.before_push(record);
+        check.pushed(place, record, written, lo, lane);
+        Answered { place, record, is_put: written.is_some(), lane, is_wrong: false }
+    }
+
+    fn end(check: &mut ThreadCheck<'_>, answered: Answered, outcome: Outcome<'_>, version: u64) {
+        check.ended(answered, &Ended { tag: 0, outcome, version, data_epoch: EPOCH });
+    }
+
+    fn violations(checker: &Checker) -> (u64, String) {
+        let first = checker.first_violation.lock().unwrap().clone();
+        (checker.violations.load(Relaxed), first.unwrap_or_default())
+    }
+
+    /// Goal: the online rule: what a read must bring at least, and a write must exceed, is what was known when it was
+    /// pushed. Method: two threads with answers around the limit, then each violation by itself.
+    #[test]
+    fn versions_must_not_go_back() {
+        let checker = checker(16);
+        let (mut one, mut other) = (ThreadCheck::new(&checker, 0, 4), ThreadCheck::new(&checker, 1, 4));
+        let value = Outcome::Value(&[0; 16]);
+        let concurrent = push(&mut other, 0, 7, None);
+        let put = push(&mut one, 0, 7, Some(1));
+        end(&mut one, put, Outcome::Done, 5);
+        end(&mut other, concurrent, Outcome::NotFound, 4);
+        let again = push(&mut other, 0, 7, None);
+        end(&mut other, again, value, 5);
+        assert_eq!(violations(&checker).0, 0, "all of this is legal");
+
+        for (written, outcome, version, text) in [
+            (
+                None,
+                value,
+                4,
+                "a get brought version 4 of data epoch 1 when version 5 of data epoch 1 was known",
+            ),
+            (None, Outcome::NotFound, 4, "a get brought version 4"),
+            (Some(2), Outcome::Done, 5, "a put became version 5 of data epoch 1 when version 5"),
+            (Some(2), Outcome::Done, 1 << 48, "beyond all"),
+            (None, Outcome::Done, 9, "a get was answered like a put"),
+            (Some(2), value, 5, "a put was answered like a get"),
+        ] {
+            let checker = self::checker(16);
+            let mut check = ThreadCheck::new(&checker, 0, 4);
+            let put = push(&mut check, 0, 7, Some(1));
+            end(&mut check, put, Outcome::Done, 5);
+            let answered = push(&mut check, 3, 7, written);
+            end(&mut check, answered, outcome, version);
+            let (count, first) = violations(&checker);
+            assert_eq!(count, 1, "{first}");
+            assert!(first.starts_with("record 7: ") && first.contains(text), "{first}");
+        }
+    }
+
+    /// Goal: after a restart with empty hands small versions are new, and what was there before may not be seen again.
+    /// Method: answers of two data epochs.
+    #[test]
+    fn a_new_data_epoch_is_newer() {
+        let checker = checker(16);
+        let mut check = ThreadCheck::new(&checker, 0, 4);
+        let answer = |check: &mut ThreadCheck<'_>, version, data_epoch| {
+            let get = push(check, 0, 7, None);
+            check.ended(get, &Ended { tag: 0, outcome: Outcome::NotFound, version, data_epoch });
+        };
+        answer(&mut check, 1_000, EPOCH);
+        answer(&mut check, 0, EPOCH + 1);
+        answer(&mut check, 3, EPOCH + 1);
+        assert_eq!(violations(&checker).0, 0);
+        answer(&mut check, 2_000, EPOCH);
+        let (count, first) = violations(&checker);
+        assert_eq!(count, 1);
+        assert!(first.contains("version 2000 of data epoch 1 when version 3 of data epoch 2"), "{first}");
+    }
+
+    /// Goal: the audit accepts what can be and nothing else, and says when it can not tell. Method: a put acknowledged,
+    /// one unknown, one refused, against all amounts by which the servers' version may have grown.
+    #[test]
+    fn writes_must_add_up() {
+        for (grown, data_epoch, good) in
+            [(0, EPOCH, false), (1, EPOCH, true), (2, EPOCH, true), (3, EPOCH, false), (0, EPOCH + 1, true)]
+        {
+            let checker = checker(16);
+            let mut check = ThreadCheck::new(&checker, 0, 4);
+            for (outcome, version) in
+                [(Outcome::Done, 1), (Outcome::OutcomeUnknown, 0), (Outcome::NotExecuted(Reason::NoSpace), 0)]
+            {
+                let put = push(&mut check, 0, 7, Some(version));
+                end(&mut check, put, outcome, version);
+            }
+            let get = push(&mut check, 0, 7, None);
+            end(&mut check, get, Outcome::OutcomeUnknown, 0);
+            drop(check);
+            let snapshot = Snapshot { version: grown, data_epochs: vec![data_epoch] };
+            let report = checker.finish(Watch::new(&checker), || Ok(snapshot)).unwrap();
+            assert_eq!((report.violations == 0, report.ops_checked), (good, 1), "{grown}: {report:?}");
+            assert_eq!(report.audit.impossible.is_some(), data_epoch != EPOCH);
+            assert_eq!((report.audit.acknowledged, report.audit.unknown), (1, 1));
+            let text = report.first_violation.unwrap_or_default();
+            assert!(good || text.contains(&format!("{grown} writes took effect, but 1 were")), "{text}");
+        }
+    }
+
+    /// Goal: the black box finds a stale read that carries a lie for a version. Method: the hottest record is put twice
+    /// and the first value comes back, with ever greater versions.
+    #[test]
+    fn a_lie_about_the_version_is_found_by_the_zones() {
+        let checker = checker(16);
+        let mut watch = Watch::new(&checker);
+        let (mut check, mut other) = (ThreadCheck::new(&checker, 0, 4), ThreadCheck::new(&checker, 1, 4));
+        watch.turn(Instant::now());
+        check.turn();
+        other.turn();
+        let mut old = [0; 16];
+        fill(&mut old, 0, writer(1, 1, 1));
+        for (version, outcome, written) in [
+            (1, Outcome::Done, Some(writer(1, 1, 1))),
+            (2, Outcome::Done, Some(writer(1, 1, 2))),
+            (3, Outcome::Value(&old), None),
+        ] {
+            let answered = push(&mut check, 0, 0, written);
+            assert_eq!(answered.lane, LaneNumber::HOTTEST);
+            // The clock has to move between operations that shall not be concurrent.
+            std::thread::sleep(std::time::Duration::from_micros(1));
+            end(&mut check, answered, outcome, version);
+            std::thread::sleep(std::time::Duration::from_micros(1));
+        }
+        drop((check, other));
+        let start = Snapshot { version: 2, data_epochs: vec![EPOCH] };
+        let report = checker.finish(watch, || Ok(start)).unwrap();
+        assert_eq!((report.violations, report.sampled_ops, report.windows), (1, 3, 1), "{report:?}");
+        let text = report.first_violation.unwrap();
+        assert!(text.contains("was current both before and after"), "{text}");
+    }
+
+    /// Goal: values that do not say who wrote them are not sampled, and that is said. Method: 15 bytes.
+    #[test]
+    fn short_values_are_not_sampled() {
+        let checker = checker(15);
+        let mut watch = Watch::new(&checker);
+        watch.turn(Instant::now());
+        let mut check = ThreadCheck::new(&checker, 0, 4);
+        check.turn();
+        assert_eq!(check.before_push(0).1, LaneNumber::NONE);
+        drop(check);
+        let start = Snapshot { version: 0, data_epochs: vec![EPOCH] };
+        let report = checker.finish(watch, || Ok(start)).unwrap();
+        assert!(report.not_sampled.is_some_and(|reason| reason.contains("16 bytes")));
+    }
+
+    /// Goal: what the check costs per operation can be looked up any time (`cargo test --release -- --nocapture
+    /// ns_per_operation`). Method: pushes and answers of a batch at a time, on records that stay in the caches and on
+    /// many that do not; printed, never asserted.
+    #[test]
+    fn ns_per_operation() {
+        const BATCH: usize = 110;
+        for records in [100, 1_000_000] {
+            let value_len = ValueLen::new(128, 128).unwrap();
+            let shape = TableShape { records, value_len, servers: 0 };
+            let start = Snapshot { version: 0, data_epochs: vec![EPOCH] };
+            let checker = Checker::new(VersionTable::private(shape, 1, &start).unwrap(), 1, value_len);
+            let mut check = ThreadCheck::new(&checker, 0, BATCH);
+            let value = [0; 128];
+            let (mut record, mut best) = (1_u32, f64::MAX);
+            for _ in 0..2_000 {
+                let begun = Instant::now();
+                let batch: [Answered; BATCH] = std::array::from_fn(|place| {
+                    record = record.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
+                    push(&mut check, place, ((u64::from(record) * u64::from(records)) >> 32) as u32, None)
+                });
+                batch.iter().for_each(|&answered| end(&mut check, answered, Outcome::Value(&value), 1));
+                best = best.min(begun.elapsed().as_nanos() as f64 / BATCH as f64);
+            }
+            assert_eq!(violations(&checker).0, 0);
+            println!("{best:.1} ns per operation, {records} records");
+        }
+    }
+}
