@@ -84,7 +84,10 @@ fn ceiling_over<P: Port + Send>(
         !options.checks() && options.faults(0).is_none(),
         "the ceiling has no store to check and sends nothing again: leave out --check, --loss, --dup and --reorder"
     );
-    options.value_len.check_fits(options.records)?;
+    options
+        .value_len
+        .check_fits_datagram(options.records)
+        .context("the ceiling has one value per result only")?;
     let environment = Environment::look(SystemTime::now());
     let cpus = Cpus::assign(options.server_cores.into(), options.threads.into())?;
     let before_ns = core_to_core(&cpus)?;
@@ -219,7 +222,7 @@ struct Template {
 fn templates(stream: &Stream, options: &RunOptions) -> Vec<Template> {
     let mut done = Vec::with_capacity(TEMPLATES);
     let mut open: [Option<Template>; 2] = [None, None];
-    let value = [0x5a; ValueLen::MAX];
+    let value = vec![0x5a; options.value_len.max()];
     let mut cycle = stream.clone();
     while done.len() < TEMPLATES {
         let draw = cycle.next().expect("streams never end");

@@ -275,7 +275,7 @@ struct Pusher {
     current: Option<(u32, usize)>,
     /// A draw that found no room.
     waiting: Option<Draw>,
-    value: [u8; ValueLen::MAX],
+    value: Box<[u8]>,
 }
 
 impl Pusher {
@@ -288,7 +288,7 @@ impl Pusher {
             sequence: 0,
             current: None,
             waiting: None,
-            value: [0; ValueLen::MAX],
+            value: vec![0; plan.value_len.max()].into(),
         }
     }
 

@@ -67,7 +67,6 @@ fn run_over<P: Port>(
     stop: &AtomicBool,
     connect: impl Fn(&[SocketAddr], SessionConfig, u64) -> Result<Session<P>, ConnectError> + Sync,
 ) -> anyhow::Result<Report> {
-    options.value_len.check_fits(options.records)?;
     let environment = Environment::look(SystemTime::now());
     let remote = options.servers()?;
     let embedded_cores = if remote.is_some() { 0 } else { options.server_cores.into() };

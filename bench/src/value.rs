@@ -160,11 +160,11 @@ mod tests {
 
     const SEED: u64 = 7;
 
-    /// Longest value that the protocol carries.
+    /// Longest value that a datagram carries.
     const LEN_MAX: usize = Operation::inline_value_len_max(1);
 
     fn any_len() -> ValueLen {
-        ValueLen::new(0, LEN_MAX).unwrap()
+        ValueLen::new(0, ValueLen::MAX).unwrap()
     }
 
     fn value(len: usize, record: u32, writer: u64) -> Vec<u8> {
@@ -190,13 +190,13 @@ mod tests {
         assert_eq!((writer_of(&whole), writer_of(&whole[..15])), (Some(writer(1, 2, 3)), None));
     }
 
-    /// Goal: what was filled passes, at every length that the protocol carries. Method: all lengths, random records
-    /// and writers.
+    /// Goal: what was filled passes, at every length that a datagram carries, and beyond. Method: all those
+    /// lengths and some longer ones, random records and writers.
     #[test]
     fn every_length_passes() {
         println!("seed {SEED}");
         let mut random = Xoshiro256PlusPlus::seed_from_u64(SEED);
-        for len in 0..=LEN_MAX {
+        for len in (0..=LEN_MAX).chain([65_536, 99_999, ValueLen::MAX]) {
             let record = random.random_range(0..RECORDS_MAX);
             assert!(
                 check(&value(len, record, random.random()), record, any_len()),

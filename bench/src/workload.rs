@@ -12,7 +12,7 @@ use std::{
 
 use clap::ValueEnum;
 use linerate_client::{HEAD_LEN, Key};
-use linerate_proto::wire::Operation;
+use linerate_proto::wire::{Operation, VALUE_LEN_MAX};
 use rand::{
     SeedableRng,
     distr::{Bernoulli, Distribution, Uniform},
@@ -171,13 +171,13 @@ impl fmt::Display for KeyDistribution {
 /// Lengths of values in bytes: always the same (`128`), or any from a range with the same probability (`64-256`).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct ValueLen {
-    min: u16,
-    max: u16,
+    min: u32,
+    max: u32,
 }
 
 impl ValueLen {
-    /// Longest value that goes with a key of one byte. A longer key leaves less: see [`Self::check_fits`].
-    pub const MAX: usize = Operation::inline_value_len_max(1);
+    /// Longest value. One that does not fit a datagram travels in pieces.
+    pub const MAX: usize = VALUE_LEN_MAX;
 
     /// Values of `min` to `max` bytes, both included.
     ///
@@ -190,14 +190,14 @@ impl ValueLen {
         if max > Self::MAX {
             return Err(ValueLenError::TooLong { len: max, max: Self::MAX });
         }
-        Ok(Self { min: min as u16, max: max as u16 })
+        Ok(Self { min: min as u32, max: max as u32 })
     }
 
-    /// Checks that each value fits one request together with the longest key of `records` records.
+    /// Checks that each value fits a datagram together with the longest key of `records` records.
     ///
     /// # Errors
     /// [`ValueLenError::TooLong`] when the longest does not.
-    pub const fn check_fits(self, records: u32) -> Result<(), ValueLenError> {
+    pub const fn check_fits_datagram(self, records: u32) -> Result<(), ValueLenError> {
         let max = Operation::inline_value_len_max(key_len(records.saturating_sub(1)));
         if self.max() > max { Err(ValueLenError::TooLong { len: self.max(), max }) } else { Ok(()) }
     }
@@ -228,7 +228,8 @@ impl ValueLen {
     #[must_use]
     pub const fn pick(self, random: u32) -> usize {
         // Scales instead of dividing (Lemire, "Fast random integer generation in an interval", 2019). Without his
-        // rejection step a length is off its probability by at most 1 in 2^21, as there are at most 1,428 of them.
+        // rejection step a length is off its probability by at most 1 in 2^12 if there are 2^20 of them, 1 in 2^22 if
+        // there are a thousand.
         let count = (self.max - self.min) as u64 + 1;
         self.min() + ((random as u64 * count) >> 32) as usize
     }
@@ -253,7 +254,7 @@ impl fmt::Display for ValueLen {
 /// A number when there is one length, the text `64-256` when there are many: what was asked for, in both cases.
 impl Serialize for ValueLen {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-        if self.min == self.max { serializer.serialize_u16(self.min) } else { serializer.collect_str(self) }
+        if self.min == self.max { serializer.serialize_u32(self.min) } else { serializer.collect_str(self) }
     }
 }
 
@@ -269,7 +270,7 @@ pub enum ValueLenError {
         /// Its right end, smaller.
         max: usize,
     },
-    /// A value of `len` bytes does not fit one request.
+    /// No value can have `len` bytes.
     TooLong {
         /// What was asked for.
         len: usize,
@@ -290,10 +291,7 @@ impl fmt::Display for ValueLenError {
                 write!(f, "the range of value lengths {min}-{max} runs backwards; write {max}-{min}")
             }
             Self::TooLong { len, max } => {
-                write!(
-                    f,
-                    "values of {len} bytes do not fit one request; the allowed lengths are 0 to {max} bytes"
-                )
+                write!(f, "values of {len} bytes are too long; the allowed lengths are 0 to {max} bytes")
             }
         }
     }
@@ -663,20 +661,20 @@ mod tests {
             (" 64 - 256 ", 64, 256, "64-256"),
             ("0", 0, 0, "0"),
             ("7-7", 7, 7, "7"),
-            ("0-1427", 0, 1_427, "0-1427"),
+            ("0-1048576", 0, 1_048_576, "0-1048576"),
         ] {
             let lens: ValueLen = text.parse().unwrap();
             assert_eq!((lens.min(), lens.max(), lens.to_string().as_str()), (min, max, shown), "{text}");
         }
         for (text, reason) in [
-            ("", "within 0 to 1427"),
+            ("", "within 0 to 1048576"),
             ("-5", "the value length \"-5\" is neither"),
             ("64-", "the value length \"64-\" is neither"),
             ("1-2-3", "the value length \"1-2-3\" is neither"),
             ("1KiB", "the value length \"1KiB\" is neither"),
             ("256-64", "256-64 runs backwards; write 64-256"),
-            ("1428", "values of 1428 bytes do not fit one request; the allowed lengths are 0 to 1427 bytes"),
-            ("0-70000", "values of 70000 bytes do not fit"),
+            ("1048577", "values of 1048577 bytes are too long; the allowed lengths are 0 to 1048576 bytes"),
+            ("0-2000000", "values of 2000000 bytes are too long"),
         ] {
             let error = text.parse::<ValueLen>().expect_err(text).to_string();
             assert!(error.contains(reason), "{text:?}: {error}");
@@ -689,9 +687,9 @@ mod tests {
     #[test]
     fn the_longest_value_depends_on_the_number_of_records() {
         for (records, max) in [(1, 1_427), (10, 1_427), (11, 1_426), (1_000_000, 1_422), (1_000_001, 1_421)] {
-            assert_eq!(ValueLen::new(0, max).unwrap().check_fits(records), Ok(()));
-            let longer = ValueLen::new(0, max + 1).map(|lens| lens.check_fits(records));
-            assert!(matches!(longer, Err(_) | Ok(Err(ValueLenError::TooLong { .. }))), "{records} records");
+            assert_eq!(ValueLen::new(0, max).unwrap().check_fits_datagram(records), Ok(()));
+            let longer = ValueLen::new(0, max + 1).unwrap().check_fits_datagram(records);
+            assert_eq!(longer, Err(ValueLenError::TooLong { len: max + 1, max }), "{records} records");
         }
     }
 
