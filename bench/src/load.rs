@@ -20,6 +20,10 @@ use crate::{
 /// Longest sleep of a thread that sleeps: an operation may wait so long for others to travel with.
 const SLEEP_MAX: Duration = Duration::from_millis(1);
 
+/// Operations between looking up where a record's version lies and reading it: pushing one takes some 10 ns, memory
+/// some 100 ns to answer.
+const LOOK_AHEAD: usize = 16;
+
 /// What one thread does.
 #[derive(Clone, Copy, Debug)]
 pub struct LoadPlan {
@@ -311,6 +315,9 @@ impl Pusher {
             };
             while left > 0 {
                 let draw = self.waiting.take().unwrap_or_else(|| stream.next().expect("streams never end"));
+                if let (Some(check), Some(draw)) = (&tally.check, stream.ahead(LOOK_AHEAD)) {
+                    check.expect(draw.record());
+                }
                 let place = Place { batch: index as u16, position: (self.batch - left) as u8 };
                 match self.push(now, session, &draw, place, tally.check.as_mut()) {
                     Ok(()) => left -= 1,

@@ -377,6 +377,13 @@ impl Stream {
         Self { draws: Arc::clone(&self.draws), next: self.draws.len() * part / parts }
     }
 
+    /// The operation that comes `ahead` operations after the next one, if that is in the same cycle.
+    #[inline]
+    #[must_use]
+    pub fn ahead(&self, ahead: usize) -> Option<&Draw> {
+        self.draws.get(self.next + ahead)
+    }
+
     /// One cycle of the stream, from its beginning.
     #[must_use]
     pub fn draws(&self) -> &[Draw] {

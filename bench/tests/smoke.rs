@@ -137,6 +137,45 @@ fn processes_share_a_check() {
     server.stop().unwrap();
 }
 
+/// Goal: a server that comes back empty is no violation, and is said to be one that lost its contents. Method: stop and
+/// start it at the same port while a checked run goes on.
+#[test]
+fn a_server_that_restarts_empty_is_told_from_a_wrong_one() {
+    let config = linerate_server::ServerConfig { port: 0, memory_len: 128 << 20, ..Default::default() };
+    let server = linerate_server::Server::start(&config).unwrap();
+    let addr = server.addr();
+    let path = std::env::temp_dir().join(format!("linerate-smoke-restart-{}", std::process::id()));
+    let mut checked = Command::new(BENCH)
+        .args(format!("run --target {addr} --records 500 --workload a --json -").split(' '))
+        .args("--duration 2 --warmup 0 --check-shared".split(' '))
+        .arg(&path)
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    // The run has begun when somebody has seen versions: the entries of the table are behind 8,320 bytes of header.
+    let has_begun =
+        || std::fs::read(&path).is_ok_and(|table| table.iter().skip(8_320).any(|&byte| byte != 0));
+    while !has_begun() {
+        assert_eq!(checked.try_wait().unwrap(), None, "the run has ended");
+        std::thread::sleep(Duration::from_millis(10));
+    }
+    std::thread::sleep(Duration::from_millis(500));
+    server.stop().unwrap();
+    let server =
+        linerate_server::Server::start(&linerate_server::ServerConfig { port: addr.port(), ..config })
+            .unwrap();
+    let output = checked.wait_with_output().unwrap();
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    let report: Value = serde_json::from_slice(&output.stdout).unwrap();
+    let check = &report["check"];
+    assert_eq!((&check["violations"], &check["data_epochs"]), (&0.into(), &2.into()), "{report}");
+    assert!(check["audit"]["impossible"].as_str().unwrap().contains("lost its contents"), "{check}");
+    assert!(report["hit_ratio"].as_f64().unwrap() < 1.0, "{report}");
+    std::fs::remove_file(&path).unwrap();
+    server.stop().unwrap();
+}
+
 /// Goal: writes that nobody was told of are found, with exit code 1 and a sentence. Method: somebody else writes another
 /// key of the same server all the time.
 #[test]

@@ -155,6 +155,21 @@ impl SharedWords {
         Ok(Self { start, mapped_len, count })
     }
 
+    /// Asks the processor to bring the word at `index` into its caches, without waiting for it. Costs next to nothing,
+    /// changes nothing, and is nothing on processors without a stable intrinsic for it.
+    #[inline]
+    pub fn prefetch(&self, index: usize) {
+        let address = self.start.cast::<AtomicU64>().as_ptr().wrapping_add(index.min(self.count));
+        #[cfg(target_arch = "x86_64")]
+        // SAFETY: the intrinsic demands SSE, which every x86-64 processor has, and nothing of the address (Intel SDM
+        // vol. 2, PREFETCHh).
+        unsafe {
+            std::arch::x86_64::_mm_prefetch::<{ std::arch::x86_64::_MM_HINT_T0 }>(address.cast());
+        }
+        #[cfg(not(target_arch = "x86_64"))]
+        let _ = address;
+    }
+
     fn mapped_len(count: usize) -> io::Result<NonZeroUsize> {
         let wanted = count.checked_mul(size_of::<u64>()).ok_or(io::ErrorKind::InvalidInput)?;
         let mapped_len = wanted.max(1).checked_next_multiple_of(4096).and_then(NonZeroUsize::new);
@@ -210,6 +225,7 @@ mod tests {
     #[test]
     fn words_are_shared_between_threads() {
         let words = SharedWords::anonymous(300_000).unwrap();
+        [0, 299_999, 300_000, usize::MAX].into_iter().for_each(|index| words.prefetch(index));
         assert!(words.iter().all(|word| word.load(Relaxed) == 0));
         std::thread::scope(|scope| {
             for _ in 0..4 {

@@ -377,6 +377,12 @@ impl<'a> ThreadCheck<'a> {
         self.sample.look();
     }
 
+    /// Some time before an operation on `record` is pushed.
+    #[inline]
+    pub fn expect(&self, record: u32) {
+        self.checker.table.expect(record);
+    }
+
     /// Before an operation on `record` is pushed: what is known of it, and which log it belongs in.
     #[inline]
     pub fn before_push(&self, record: u32) -> (u64, LaneNumber) {

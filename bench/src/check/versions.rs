@@ -269,6 +269,12 @@ impl VersionTable {
         self.entry(record).load(Acquire)
     }
 
+    /// Says that `record` will be asked for soon: the table is larger than the caches.
+    #[inline]
+    pub fn expect(&self, record: u32) {
+        self.words.prefetch(ENTRIES + record as usize);
+    }
+
     /// Takes note of the entry that an answer has brought.
     #[inline]
     pub fn raise(&self, record: u32, entry: u64) {
