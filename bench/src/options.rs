@@ -4,7 +4,7 @@ use std::{net::SocketAddr, net::ToSocketAddrs, path::PathBuf, time::Duration};
 
 use anyhow::Context;
 use clap::{Args, Parser, Subcommand, ValueEnum};
-use linerate_client::SessionConfig;
+use linerate_client::{Order, SessionConfig};
 use linerate_dataplane::{FaultyConfig, UdpConfig, pin::allowed_cores};
 use linerate_proto::{Key, hash::key_hash};
 use linerate_server::core_loop::Idle;
@@ -82,7 +82,7 @@ pub struct RunOptions {
     /// Seconds of load before that
     #[arg(long, default_value_t = 1.0, value_parser = seconds_or_none)]
     pub warmup: f64,
-    /// Order of the operations of one thread: none leaves all that are in flight concurrent
+    /// Order of the operations of one thread: none, key (those on one key) or strict (a write alone, reads together)
     #[arg(long, default_value = "none")]
     pub order: Order,
     /// Operations of a batch, and at most of a request, 1 to 255
@@ -153,13 +153,6 @@ pub enum Distribution {
     Zipf,
     /// All alike.
     Uniform,
-}
-
-/// An order of operations.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
-pub enum Order {
-    /// Operations in flight together are concurrent.
-    None,
 }
 
 impl RunOptions {
@@ -251,6 +244,7 @@ impl RunOptions {
             operations_max: self.batch,
             checksum: self.checksum,
             versions: self.checks(),
+            order: self.order,
             // A train of a third of what is in flight keeps both sides busy; more than 16 requests gain nothing.
             burst: usize::from(self.window / 3).clamp(1, 16),
             ..SessionConfig::default()
@@ -287,7 +281,7 @@ impl RunOptions {
             threads: self.threads.into(),
             duration_s: self.duration,
             warmup_s: self.warmup,
-            order: "none".to_owned(),
+            order: self.order.name().to_owned(),
             verify: self.verifies(),
             check: self.checks(),
             loss: self.loss,

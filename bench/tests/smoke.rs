@@ -67,6 +67,8 @@ fn checked_runs_find_nothing_wrong() {
     for (options, sampled) in [
         ("--transport udp --workload a --threads 2 --server-cores 2", true),
         ("--transport tcp --workload b --value-len 64-256", true),
+        ("--workload a --order key", true),
+        ("--workload a --order strict --loss 0.01", true),
         ("--workload a --loss 0.02 --dup 0.02 --reorder 0.05", true),
         ("--workload b --threads 40 --window 4 --batch 20", true),
         ("--workload a --value-len 8", false),
@@ -87,6 +89,9 @@ fn checked_runs_find_nothing_wrong() {
         let grown = audit("acknowledged")..=audit("acknowledged") + audit("unknown");
         assert!(grown.contains(&audit("grown")), "{options}: {check}");
         assert_eq!(report["wrong_values"], 0);
+        let order =
+            options.split("--order ").nth(1).and_then(|rest| rest.split(' ').next()).unwrap_or("none");
+        assert_eq!(report["config"]["order"], order);
         assert_eq!((&report["config"]["check"], &report["config"]["verify"]), (&true.into(), &true.into()));
         let faulty = report["config"]["loss"].as_f64().unwrap() > 0.0;
         assert!(!faulty || report["retransmits"].as_u64().unwrap() > 10, "{report}");
