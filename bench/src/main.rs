@@ -93,10 +93,13 @@ fn say(text: &str) -> anyhow::Result<()> {
 /// A wrong answer is a failure of the system under test, whatever its speed.
 fn check(report: &Report) -> anyhow::Result<Verdict> {
     if let Some(check) = report.check.as_ref().filter(|check| check.violations > 0) {
-        let first = check.first_violation.as_deref().unwrap_or("unknown");
+        // The operations around it, which follow, are for the JSON.
+        let first = check.first_violation.as_deref().and_then(|text| text.split(';').next());
         eprintln!(
-            "linerate-bench: {} answers that no linearizable store gives: this is a bug; the first is {first}",
-            check.violations
+            "linerate-bench: {} times the store was not linearizable, which is a bug; the first time: {} (`--json` has the \
+             details)",
+            check.violations,
+            first.unwrap_or("unknown")
         );
         return Ok(Verdict::Violated);
     }
