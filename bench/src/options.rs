@@ -228,11 +228,15 @@ impl RunOptions {
         })
     }
 
-    /// The UDP port of a client thread. With many threads each has less memory, 512 KiB instead of 3 MiB.
+    /// The UDP port of a session. With many threads each has less memory, 512 KiB instead of 3 MiB.
     #[must_use]
-    pub fn port(&self) -> UdpConfig {
-        let many = UdpConfig { rx_buffers: 4, tx_chunks: 4, ..UdpConfig::default() };
-        if self.threads > 16 { many } else { UdpConfig::default() }
+    pub fn port(&self, session: &SessionConfig) -> UdpConfig {
+        let all = UdpConfig {
+            trains: session.trains,
+            receive_buffer_len: session.receive_buffer_len,
+            ..UdpConfig::default()
+        };
+        if self.threads > 16 { UdpConfig { rx_buffers: 4, tx_chunks: 4, ..all } } else { all }
     }
 
     /// How a client thread's session is set up.

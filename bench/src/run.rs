@@ -43,12 +43,12 @@ const PROGRESS_INTERVAL: Duration = Duration::from_millis(100);
 pub fn run(options: &RunOptions, stop: &AtomicBool) -> anyhow::Result<Report> {
     match (options.transport, options.faults(0)) {
         (Transport::Udp, None) => run_over(options, stop, |servers, config, _| {
-            Session::connect(servers, config, |addrs| UdpPort::connect(addrs, options.port()))
+            Session::connect(servers, config, |addrs| UdpPort::connect(addrs, options.port(&config)))
         }),
         (Transport::Udp, Some(_)) => run_over(options, stop, |servers, config, number| {
             let faults = options.faults(number).expect("there are some");
             Session::connect(servers, config, |addrs| {
-                FaultyPort::new(UdpPort::connect(addrs, options.port())?, faults)
+                FaultyPort::new(UdpPort::connect(addrs, options.port(&config))?, faults)
             })
         }),
         (Transport::Tcp, None) => {
