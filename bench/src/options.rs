@@ -109,6 +109,10 @@ pub struct RunOptions {
     /// Share of the datagrams to hold back until others have overtaken them
     #[arg(long, default_value_t = 0.0, value_name = "SHARE", value_parser = fault_share)]
     pub reorder: f64,
+    /// Make a mistake on purpose, for --check to find
+    #[cfg(feature = "mutants")]
+    #[arg(long, value_name = "NAME")]
+    pub mutant: Option<linerate_proto::mutants::Mutant>,
     /// Have every datagram carry a checksum even over loopback
     #[arg(long)]
     pub checksum: bool,

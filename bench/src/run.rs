@@ -41,6 +41,11 @@ const PROGRESS_INTERVAL: Duration = Duration::from_millis(100);
 /// # Errors
 /// A sentence that names what went wrong.
 pub fn run(options: &RunOptions, stop: &AtomicBool) -> anyhow::Result<Report> {
+    #[cfg(feature = "mutants")]
+    if let Some(mutant) = options.mutant {
+        eprintln!("linerate-bench: warning: makes the mistake `{}` on purpose", mutant.name());
+        linerate_proto::mutants::activate(Some(mutant));
+    }
     match (options.transport, options.faults(0)) {
         (Transport::Udp, None) => run_over(options, stop, |servers, config, _| {
             Session::connect(servers, config, |addrs| UdpPort::connect(addrs, options.port(&config)))
