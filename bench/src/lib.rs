@@ -1,6 +1,7 @@
 //! What `linerate-bench` is made of: a measurement from beginning to end ([`run`], [`ceiling`]) as it was asked for
-//! ([`options`]), what a client thread does ([`load`]: [`workload`], [`key`], [`value`]), what is measured
-//! ([`latency`], [`core_to_core`]) and what is reported ([`output`], [`results`]).
+//! ([`options`]), what a client thread does ([`load`]: [`workload`], [`key`], [`value`]), whether the answers were those of
+//! a linearizable store ([`check`]), what is measured ([`latency`], [`core_to_core`]) and what is reported ([`output`],
+//! [`results`]).
 //!
 //! The client should cost as little as it can and still do what a real one does, as it shares the machine with the
 //! server. So everything that can be done before the clock starts is done then, keys and values are made in a few
