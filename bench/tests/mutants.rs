@@ -7,7 +7,18 @@ use std::process::Command;
 /// Runs a short checked load with faults on the way and returns exit code, violations, and what was said.
 fn checked(mutant: Option<&str>) -> (Option<i32>, u64, String) {
     let mut command = Command::new(env!("CARGO_BIN_EXE_linerate-bench"));
-    command.args(["run", "--check", "--workload", "a", "--records", "1000", "--warmup", "0.1", "--duration", "1"]);
+    command.args([
+        "run",
+        "--check",
+        "--workload",
+        "a",
+        "--records",
+        "1000",
+        "--warmup",
+        "0.1",
+        "--duration",
+        "1",
+    ]);
     command.args(["--loss", "0.01", "--dup", "0.02", "--reorder", "0.02", "--json", "-"]);
     if let Some(mutant) = mutant {
         command.args(["--mutant", mutant]);
@@ -28,7 +39,8 @@ fn without_a_mutant_nothing_is_found() {
 /// Goal: each of these mistakes is found. Method: one run each.
 #[test]
 fn mutants_are_found() {
-    for mutant in ["no_dedup", "lost_write", "version_kept", "stale_reply_accepted", "retransmit_renumbered"] {
+    for mutant in ["no_dedup", "lost_write", "version_kept", "stale_reply_accepted", "retransmit_renumbered"]
+    {
         let (code, violations, said) = checked(Some(mutant));
         println!("{mutant}: {violations} violations");
         assert_eq!(code, Some(1), "{mutant}: {said}");
