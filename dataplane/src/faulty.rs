@@ -362,7 +362,7 @@ mod tests {
     /// A good network with a plain port at 1 and a faulty one at 2.
     fn network(config: FaultyConfig) -> (SimNetwork, SimPort, FaultyPort<SimPort>) {
         println!("seed {}", config.seed);
-        let faults = SimFaults { queue_max: usize::MAX, ..SimFaults::NONE };
+        let faults = SimFaults { queue_len: usize::MAX, ..SimFaults::NONE };
         let network = SimNetwork::new(SEED, faults);
         let (plain, inner) = (network.port(addr(1)).unwrap(), network.port(addr(2)).unwrap());
         (network, plain, FaultyPort::new(inner, config).unwrap())

@@ -392,7 +392,7 @@ fn next_message<'a>(outbox: &'a Outbox, train: &Train, offset: usize, trains: bo
 /// Bytes that the kernel charges to the receive buffer for one datagram: the socket buffer structure and the power of
 /// two that its data are rounded up to (`skb->truesize`, net/core/skbuff.c; measured 832, 2,304 and 16,640 for 176,
 /// 1,456 and 8,900 bytes).
-fn charge(len: usize) -> usize {
+pub(crate) const fn charge(len: usize) -> usize {
     if len <= 176 { 832 } else { 256 + (len + 380).next_power_of_two() }
 }
 

@@ -115,7 +115,9 @@ impl SimRig {
             reordering: random.random_range(0.0..0.3),
             corruption: if checksum { random.random_range(0.0..0.05) } else { 0.0 },
             delay: (Duration::from_micros(5), longest),
-            queue_max: [64, 256, 4_096][random.random_range(0..3)],
+            // What the kernel charges for so many full datagrams.
+            queue_len: [64, 256, 4_096][random.random_range(0..3)] * 2_304,
+            ..Faults::NONE
         }
     }
 
