@@ -92,7 +92,15 @@ struct Plugged {
     /// What the kernel would charge for the queue, in bytes.
     queue_len: usize,
     overflow_drops: u64,
-    traffic: Vec<(SocketAddr, Traffic)>,
+    peers: Vec<SimPeer>,
+}
+
+/// An address that a port has to do with.
+#[derive(Debug)]
+struct SimPeer {
+    addr: SocketAddr,
+    traffic: Traffic,
+    last_sent: Option<Rc<[u8]>>,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -211,7 +219,7 @@ impl SimNetwork {
     /// When it is longer than a link carries, 2,048 bytes.
     pub fn inject(&self, from: SocketAddr, to: SocketAddr, bytes: &[u8]) {
         assert!(bytes.len() <= 2_048, "a datagram of {} bytes", bytes.len());
-        self.0.borrow_mut().send(from, to, bytes);
+        self.0.borrow_mut().send(from, to, bytes.into());
     }
 
     /// What was done so far.
@@ -223,7 +231,16 @@ impl SimNetwork {
     /// Bytes that a port has exchanged so far, by the address of the other side; nothing when it is unplugged.
     #[must_use]
     pub fn traffic(&self, port: PortId) -> Vec<(SocketAddr, Traffic)> {
-        self.0.borrow().plugged(port).map(|plugged| plugged.traffic.clone()).unwrap_or_default()
+        let network = self.0.borrow();
+        let peers = network.plugged(port).map(|plugged| plugged.peers.iter());
+        peers.into_iter().flatten().map(|peer| (peer.addr, peer.traffic)).collect()
+    }
+
+    /// The datagram that a port has sent last to an address, before anything befell it.
+    #[must_use]
+    pub fn last_sent(&self, port: PortId, to: SocketAddr) -> Option<Rc<[u8]>> {
+        let network = self.0.borrow();
+        network.plugged(port)?.peers.iter().find(|peer| peer.addr == to)?.last_sent.clone()
     }
 
     /// A hash of all deliveries so far: their times, addresses and bytes, in order.
@@ -258,7 +275,7 @@ impl Network {
             queue: VecDeque::new(),
             queue_len: 0,
             overflow_drops: 0,
-            traffic: Vec::new(),
+            peers: Vec::new(),
         };
         let socket = self.ports.iter().position(Option::is_none).unwrap_or(self.ports.len());
         if socket == self.ports.len() {
@@ -310,12 +327,14 @@ impl Network {
     fn send_from(&mut self, port: PortId, to: SocketAddr, bytes: &[u8]) {
         let Some(plugged) = self.plugged_mut(port) else { return };
         let from = plugged.addr;
-        traffic_with(&mut plugged.traffic, to).tx_bytes += bytes.len() as u64;
+        let bytes: Rc<[u8]> = bytes.into();
+        let peer = plugged.peer(to);
+        peer.traffic.tx_bytes += bytes.len() as u64;
+        peer.last_sent = Some(Rc::clone(&bytes));
         self.send(from, to, bytes);
     }
 
-    fn send(&mut self, from: SocketAddr, to: SocketAddr, bytes: &[u8]) {
-        let bytes: Rc<[u8]> = bytes.into();
+    fn send(&mut self, from: SocketAddr, to: SocketAddr, bytes: Rc<[u8]>) {
         self.counters.sent += 1;
         self.note(Fate::Sent, from, to, &bytes);
         if self.faults.replay > 0.0 {
@@ -464,7 +483,7 @@ impl Network {
         let plugged = self.plugged_mut(port)?;
         let (from, bytes) = plugged.queue.pop_front()?;
         plugged.queue_len -= charge(bytes.len());
-        traffic_with(&mut plugged.traffic, from).rx_bytes += bytes.len() as u64;
+        plugged.peer(from).traffic.rx_bytes += bytes.len() as u64;
         Some((from, bytes))
     }
 
@@ -476,13 +495,15 @@ impl Network {
     }
 }
 
-/// The entry of one address in a port's traffic: a port has few peers.
-fn traffic_with(traffic: &mut Vec<(SocketAddr, Traffic)>, addr: SocketAddr) -> &mut Traffic {
-    let index = traffic.iter().position(|&(other, _)| other == addr).unwrap_or(traffic.len());
-    if index == traffic.len() {
-        traffic.push((addr, Traffic::default()));
+impl Plugged {
+    /// The entry of an address: a port has few.
+    fn peer(&mut self, addr: SocketAddr) -> &mut SimPeer {
+        let index = self.peers.iter().position(|peer| peer.addr == addr).unwrap_or(self.peers.len());
+        if index == self.peers.len() {
+            self.peers.push(SimPeer { addr, traffic: Traffic::default(), last_sent: None });
+        }
+        &mut self.peers[index]
     }
-    &mut traffic[index].1
 }
 
 /// Takes one word into a hash: multiply and fold, the same everywhere and for ever.
@@ -609,6 +630,8 @@ mod tests {
         assert_eq!(receive(&mut b).len(), 1, "what is taken makes room");
         let traffic = |addr, rx_bytes, tx_bytes| (addr, Traffic { rx_bytes, tx_bytes });
         assert_eq!(network.traffic(b.id()), [traffic(addr(1), 6, 0)]);
+        assert_eq!(network.last_sent(a.id(), addr(3)).as_deref(), Some(b"x".as_slice()));
+        assert_eq!(network.last_sent(b.id(), addr(1)), None);
         assert_eq!(network.traffic(a.id()), [traffic(addr(2), 0, 8), traffic(addr(3), 0, 1)]);
         assert_eq!(network.port(addr(1)).unwrap_err().kind(), io::ErrorKind::AddrInUse);
         drop(b);

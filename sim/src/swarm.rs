@@ -1,0 +1,274 @@
+//! What one seed is like: every parameter is drawn anew, so that no two seeds test the same system.
+//!
+//! Ranges are wide and many faults are absent from many seeds. A fault that is always there hides what only shows without
+//! it: with 30 % loss no queue ever overflows.
+
+use std::{net::SocketAddr, time::Duration};
+
+use linerate_client::{Key, SessionConfig};
+use linerate_dataplane::sim::Faults;
+use linerate_proto::{
+    hash::key_hash,
+    placement::{Partition, core_of},
+};
+use rand::{Rng, RngExt, rngs::Xoshiro256PlusPlus};
+
+use crate::value::VALUE_LEN_MIN;
+
+/// Lengths of values in bytes, each as likely as it is often here. Longest is what a request holds beside a short key.
+const VALUE_LENS: [usize; 8] = [VALUE_LEN_MIN, VALUE_LEN_MIN, 17, 40, 100, 128, 600, 1_200];
+
+/// Lengths of keys in bytes: the edges of the store's and the hash's short paths, and the limits.
+const KEY_LENS: [usize; 7] = [1, 2, 8, 16, 17, 60, 255];
+
+/// Lives of this kind of thing: how often per thousand operations, on average over its seeds, is about this.
+const NODE_FAULT_INTERVALS: [u32; 5] = [15, 40, 100, 300, 1_000];
+
+/// Kinds of node faults, in the order of their weights.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum NodeFault {
+    /// A core stands still.
+    PauseCore,
+    /// All cores stand still.
+    PauseServer,
+    /// A client stands still, perhaps for longer than its lease.
+    PauseClient,
+    /// The server dies with all that it knows, and starts anew.
+    KillServer,
+    /// A client dies without a word, and starts anew, perhaps elsewhere.
+    KillClient,
+    /// A client takes leave and starts anew.
+    LeaveClient,
+    /// A clock jumps forward, perhaps beyond the lease.
+    ClockForward,
+    /// A clock jumps back.
+    ClockBack,
+    /// The server forgets one session.
+    EvictSession,
+    /// A core or client takes turns only now and then, for a while.
+    SlowDown,
+    /// A link, or all links of one port, stand still.
+    Clog,
+    /// A link loses everything one way.
+    Part,
+    /// Bytes without meaning arrive.
+    Garbage,
+}
+
+impl NodeFault {
+    /// All kinds.
+    pub const ALL: [Self; 13] = [
+        Self::PauseCore,
+        Self::PauseServer,
+        Self::PauseClient,
+        Self::KillServer,
+        Self::KillClient,
+        Self::LeaveClient,
+        Self::ClockForward,
+        Self::ClockBack,
+        Self::EvictSession,
+        Self::SlowDown,
+        Self::Clog,
+        Self::Part,
+        Self::Garbage,
+    ];
+
+    /// Name in results.
+    #[must_use]
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::PauseCore => "pause_core",
+            Self::PauseServer => "pause_server",
+            Self::PauseClient => "pause_client",
+            Self::KillServer => "restart_server",
+            Self::KillClient => "kill_client",
+            Self::LeaveClient => "leave_client",
+            Self::ClockForward => "clock_forward",
+            Self::ClockBack => "clock_back",
+            Self::EvictSession => "evict_session",
+            Self::SlowDown => "slow_down",
+            Self::Clog => "clog",
+            Self::Part => "partition",
+            Self::Garbage => "garbage",
+        }
+    }
+}
+
+/// A key of the run and where it lives.
+#[derive(Clone, Debug)]
+pub struct RunKey {
+    /// Its bytes.
+    pub bytes: Vec<u8>,
+    /// Core that owns it.
+    pub shard: u8,
+}
+
+/// Everything drawn for one seed.
+#[derive(Clone, Debug)]
+pub struct Params {
+    /// Cores of the server.
+    pub cores: u8,
+    /// Clients at a time.
+    pub clients: u16,
+    /// The keys; the first is the hot one.
+    pub keys: Vec<RunKey>,
+    /// Share of the operations that go to the hot key.
+    pub hot: f64,
+    /// Shares of puts and of deletes; the rest are gets.
+    pub writes: (f64, f64),
+    /// Longest value in bytes; lengths above are cut to it.
+    pub value_len_max: usize,
+    /// Whether datagrams carry checksums. Without, nothing damages them.
+    pub checksum: bool,
+    /// Whether clients live at loopback addresses, which alone may do without checksums.
+    pub loopback: bool,
+    /// The network while it is bad.
+    pub faults: Faults,
+    /// Time without a word after which a session ends.
+    pub lease: Duration,
+    /// Cap on all sessions of a core in bytes.
+    pub sessions_memory_len: usize,
+    /// Memory of a core's store in bytes.
+    pub store_memory_len: usize,
+    /// Least time from one turn of a core to the next.
+    pub core_interval: Duration,
+    /// Pushed operations from one node fault to the next, on average.
+    pub node_fault_interval: u32,
+    /// How likely each of [`NodeFault::ALL`] is, relative to the others.
+    pub node_fault_weights: [u32; NodeFault::ALL.len()],
+}
+
+/// What is drawn for each life of a client.
+#[derive(Clone, Copy, Debug)]
+pub struct ClientParams {
+    /// How its session is set up.
+    pub session: SessionConfig,
+    /// Operations that it has open at most.
+    pub open_max: usize,
+    /// Operations that it pushes in a row at most.
+    pub push_max: usize,
+    /// Whether it lets operations wait for others to travel with.
+    pub lingers: bool,
+    /// Least and longest time from one turn to the next while nothing arrives.
+    pub stride: (Duration, Duration),
+}
+
+impl Params {
+    /// Draws everything.
+    #[must_use]
+    pub fn draw(random: &mut Xoshiro256PlusPlus) -> Self {
+        let cores = random.random_range(1..=3);
+        let loopback = random.random_bool(0.4);
+        let checksum = !loopback || random.random_bool(0.5);
+        let key_len = pick(random, &KEY_LENS);
+        let keys = pick(random, &[1, 2, 3, 5, 8, 12, 20]);
+        let small_memory = random.random_bool(0.1);
+        let mut node_fault_weights = [0; NodeFault::ALL.len()];
+        for weight in &mut node_fault_weights {
+            *weight = pick(random, &[0, 1, 1, 2, 5]);
+        }
+        Self {
+            cores,
+            clients: random.random_range(1..=6),
+            keys: (0..keys).map(|number| key(random, key_len, number, cores)).collect(),
+            hot: pick(random, &[0.0, 0.2, 0.7]),
+            writes: pick(random, &[(0.5, 0.0), (0.3, 0.0), (0.4, 0.2), (0.2, 0.2), (0.05, 0.05), (0.8, 0.1)]),
+            value_len_max: pick(random, &[VALUE_LEN_MIN, 100, 600, 1_200]),
+            checksum,
+            loopback,
+            faults: faults(random, checksum),
+            lease: Duration::from_secs(pick(random, &[1, 1, 2, 5, 20, 60])),
+            // A slot takes some hundred bytes: from two slots of one session to more than are ever asked for.
+            sessions_memory_len: pick(random, &[1 << 20, 1 << 20, 1 << 20, 30_000, 10_000, 3_000]),
+            store_memory_len: if small_memory { 8 << 10 } else { 1 << 20 },
+            core_interval: Duration::from_micros(pick(random, &[0, 0, 1, 20, 200, 1_000])),
+            node_fault_interval: pick(random, &NODE_FAULT_INTERVALS),
+            node_fault_weights,
+        }
+    }
+
+    /// Draws one life of a client.
+    #[must_use]
+    pub fn draw_client(&self, random: &mut Xoshiro256PlusPlus) -> ClientParams {
+        let millis = Duration::from_millis;
+        let session = SessionConfig {
+            window: pick(random, &[1, 2, 3, 5, 8, 16, 32]),
+            operations_max: pick(random, &[1, 1, 2, 5, 20, 255]),
+            checksum: self.checksum,
+            versions: true,
+            burst: random.random_range(1..=16),
+            linger: Duration::from_micros(pick(random, &[0, 20, 200])),
+            rto_floor: Duration::from_micros(pick(random, &[200, 1_000])),
+            timeout: pick(random, &[millis(10), millis(50), millis(200), millis(1_000), millis(5_000)]),
+            ..SessionConfig::default()
+        };
+        let shortest = Duration::from_micros(pick(random, &[2, 10, 20, 50]));
+        ClientParams {
+            session,
+            open_max: pick(random, &[1, 2, 8, 32, 100]),
+            push_max: pick(random, &[1, 3, 10, 30]),
+            lingers: random.random_bool(0.5),
+            stride: (shortest, shortest * pick(random, &[8, 32, 100])),
+        }
+    }
+
+    /// Draws the length of a value for a key.
+    #[must_use]
+    pub fn draw_value_len(&self, random: &mut Xoshiro256PlusPlus, key: u16) -> usize {
+        let longest = linerate_client::Operation::value_len_max(self.keys[usize::from(key)].bytes.len());
+        pick(random, &VALUE_LENS).min(self.value_len_max).min(longest)
+    }
+
+    /// Where a client is.
+    #[must_use]
+    pub fn client_addr(&self, number: u16) -> SocketAddr {
+        (if self.loopback { [127, 0, 0, 1] } else { [10, 0, 0, 2] }, 5_000 + number).into()
+    }
+
+    /// Where a core is.
+    #[must_use]
+    pub fn core_addr(&self, core: u8) -> SocketAddr {
+        ([10, 0, 0, 1], 4_100 + u16::from(core)).into()
+    }
+}
+
+/// One of the choices.
+pub fn pick<T: Copy>(random: &mut Xoshiro256PlusPlus, choices: &[T]) -> T {
+    choices[random.random_range(0..choices.len())]
+}
+
+/// A duration of which all magnitudes are alike likely.
+pub fn magnitude(random: &mut Xoshiro256PlusPlus, shortest: Duration, longest: Duration) -> Duration {
+    let (low, high) = ((shortest.as_nanos() as f64).ln(), (longest.as_nanos() as f64).ln());
+    Duration::from_nanos((low + (high - low) * random.random_range(0.0..1.0)).exp() as u64)
+}
+
+fn key(random: &mut Xoshiro256PlusPlus, len: usize, number: u8, cores: u8) -> RunKey {
+    let mut bytes = vec![0; len];
+    random.fill_bytes(&mut bytes);
+    // What tells keys apart lies at the end, where the long ones' hashes must find it.
+    bytes[len - 1] = number;
+    let shard = core_of(Partition::of(key_hash(Key::new(&bytes))), cores);
+    RunKey { bytes, shard }
+}
+
+fn faults(random: &mut Xoshiro256PlusPlus, checksum: bool) -> Faults {
+    let longest = magnitude(random, Duration::from_micros(5), Duration::from_millis(2));
+    let mut share = |most: f64, allowed: bool| {
+        if !allowed || random.random_bool(0.4) { 0.0 } else { random.random_range(0.0..most) }
+    };
+    Faults {
+        loss: share(0.3, true),
+        duplication: share(0.3, true),
+        reordering: share(0.3, true),
+        corruption: share(0.3, checksum),
+        truncation: share(0.3, checksum),
+        misdelivery: share(0.3, true),
+        spoofing: share(0.3, true),
+        replay: share(0.3, true),
+        tail: (share(0.3, true), Duration::from_millis(8)),
+        delay: (Duration::from_micros(5), longest.max(Duration::from_micros(5))),
+        // From two full datagrams to what nobody fills; the third is the kernel's default.
+        queue_len: pick(random, &[2 * 2_304, 10_000, 212_992, 212_992, 8 << 20]),
+    }
+}

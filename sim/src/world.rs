@@ -1,0 +1,750 @@
+//! One seed's system: a server and clients of the production code on a simulated network, on virtual time.
+//!
+//! A run has two halves. In the first the clients push operations while everything goes wrong that the seed has in
+//! store. In the second all is well, and every client must come to an end: what it has open ends, it finds a session
+//! with every core again, and a full round of fresh operations ends in results.
+
+use std::{fmt, net::SocketAddr, time::Duration};
+
+use linerate_client::{Ended, Operation, Outcome, PushError, Reason, Session};
+use linerate_dataplane::{
+    Port,
+    sim::{Faults, PortId, SimNetwork, SimPort, mix},
+};
+use linerate_proto::{session::SessionConfig, wire::Statistic};
+use linerate_server::{stats::Published, store::Store, worker::Worker};
+use rand::{RngExt, SeedableRng, rngs::Xoshiro256PlusPlus};
+
+use crate::{
+    check::{Ask, Call, Checker, Rule, name},
+    forge::{farewell, garbage},
+    node::{Clock, Pace},
+    run::Plan,
+    swarm::{ClientParams, NodeFault, Params, magnitude, pick},
+    trace::describe,
+    value::{Origin, write_value},
+};
+
+/// The first half ends after this much time, however few operations there were: what is left is pushed in the second.
+const LOAD_TIME_MAX: Duration = Duration::from_secs(300);
+
+/// A turn that had work is followed by another after this, for what was held back for company.
+const BUSY_REST: Duration = Duration::from_micros(1);
+
+/// A core without work looks after its leases this often.
+const IDLE_REST: Duration = Duration::from_millis(100);
+
+/// A client that waits for nothing takes a turn this often, for keep-alives.
+const CLIENT_IDLE_REST: Duration = Duration::from_millis(20);
+
+/// Clocks are set back by this much in all, so that the wait for it is bounded.
+const BACK_MAX: Duration = Duration::from_secs(3);
+
+/// Once all is well, leases that have run out meanwhile are noticed within this: they are looked for once a second.
+const SETTLE: Duration = Duration::from_millis(2_500);
+
+pub(crate) struct World {
+    plan: Plan,
+    params: Params,
+    network: SimNetwork,
+    random: Xoshiro256PlusPlus,
+    pub(crate) checker: Checker,
+    now: Duration,
+    server: Option<Server>,
+    /// When a server that is down starts again.
+    server_starts_at: Duration,
+    clients: Vec<Client>,
+    /// Somebody on the network who never speaks by itself.
+    stranger: SimPort,
+    /// Outcomes so far; deliveries are hashed by the network.
+    hash: u64,
+    pushed: u32,
+    next_fault_at: (u32, Duration),
+    node_faults: [u64; NodeFault::ALL.len()],
+    set_back: Duration,
+    /// Since when all is well.
+    healed_at: Option<Duration>,
+    pub(crate) stuck: Option<String>,
+}
+
+struct Server {
+    data_epoch: u64,
+    cores: Vec<Core>,
+    /// Addresses that have shaken hands, with the core.
+    proven: Vec<(SocketAddr, u8)>,
+}
+
+struct Core {
+    worker: Worker,
+    port: SimPort,
+    published: Published,
+    clock: Clock,
+    pace: Pace,
+}
+
+struct Client {
+    number: u16,
+    lives: u16,
+    addr: SocketAddr,
+    params: ClientParams,
+    life: Option<Life>,
+    /// When one that is down starts again.
+    starts_at: Duration,
+    /// Operations open.
+    open: usize,
+    stage: Stage,
+}
+
+struct Life {
+    session: Session<SimPort>,
+    port: PortId,
+    clock: Clock,
+    pace: Pace,
+    stride: Duration,
+}
+
+/// How far a client is in the second half.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Stage {
+    /// What is open ends, and sessions are found again.
+    Settling,
+    /// A round that may still meet what the first half has left behind: so many operations to push.
+    Recovering(u32),
+    /// A round of which each must end in a result.
+    Proving(u32),
+    /// Nothing is left to do.
+    Done,
+}
+
+impl World {
+    pub(crate) fn new(seed: u64, plan: Plan) -> Self {
+        let mut random = Xoshiro256PlusPlus::seed_from_u64(mix(seed, 0x5eed));
+        let params = Params::draw(&mut random);
+        let network = SimNetwork::new(random.random(), params.faults);
+        if plan.events.is_some() {
+            network.keep_events();
+        }
+        let stranger = network.port(([10, 0, 0, 3], 6_666).into()).expect("an empty network");
+        let clients = (0..params.clients).map(|number| Client {
+            number,
+            lives: 0,
+            addr: params.client_addr(number),
+            params: params.draw_client(&mut random),
+            life: None,
+            starts_at: magnitude(&mut random, Duration::from_nanos(100), Duration::from_millis(5)),
+            open: 0,
+            stage: Stage::Settling,
+        });
+        Self {
+            clients: clients.collect(),
+            plan,
+            params,
+            network,
+            random,
+            checker: Checker::new(),
+            now: Duration::ZERO,
+            server: None,
+            server_starts_at: Duration::ZERO,
+            stranger,
+            hash: 0,
+            pushed: 0,
+            next_fault_at: (0, Duration::ZERO),
+            node_faults: [0; NodeFault::ALL.len()],
+            set_back: Duration::ZERO,
+            healed_at: None,
+            stuck: None,
+        }
+    }
+
+    /// The whole run.
+    pub(crate) fn run(&mut self) {
+        if self.plan.events.is_some() {
+            let params = format!("{:?}", self.params);
+            self.say(format_args!("{params}"));
+        }
+        self.schedule_fault();
+        while self.pushed < self.plan.ops && self.now < LOAD_TIME_MAX {
+            self.step();
+        }
+        self.heal();
+        self.finish();
+        self.stop_server();
+        self.checker.finish();
+    }
+
+    pub(crate) fn now(&self) -> Duration {
+        self.now
+    }
+
+    pub(crate) fn network(&self) -> &SimNetwork {
+        &self.network
+    }
+
+    pub(crate) fn node_faults(&self) -> impl Iterator<Item = (NodeFault, u64)> {
+        NodeFault::ALL.into_iter().zip(self.node_faults)
+    }
+
+    pub(crate) fn trace_hash(&self) -> u64 {
+        mix(self.hash, self.network.trace_hash())
+    }
+
+    /// Cuts everybody off, so that what is dropped afterwards neither speaks nor hears.
+    pub(crate) fn cut_off(&mut self) {
+        let lives = self.clients.iter().filter_map(|client| client.life.as_ref());
+        lives.for_each(|life| self.network.unplug(life.port));
+    }
+
+    fn say(&self, what: fmt::Arguments<'_>) {
+        if let Some(events) = self.plan.events {
+            events(self.now, what);
+        }
+    }
+
+    /// Lets time pass until somebody has something to do, and lets them do it.
+    fn step(&mut self) {
+        let mut next = self.network.next_arrival().unwrap_or(Duration::MAX);
+        match &self.server {
+            Some(server) => {
+                for core in &server.cores {
+                    next = next.min(core.pace.next(self.network.waiting(core.port.id()) > 0));
+                }
+            }
+            None => next = next.min(self.server_starts_at),
+        }
+        for client in &self.clients {
+            next = next.min(client.next(&self.network));
+        }
+        if self.healed_at.is_none() {
+            next = next.min(self.next_fault_at.1);
+        }
+        if next > self.now {
+            self.network.advance(next - self.now);
+            self.now = next;
+        }
+        self.tell_of_network();
+        if self.healed_at.is_none()
+            && (self.pushed >= self.next_fault_at.0 || self.now >= self.next_fault_at.1)
+        {
+            self.break_something();
+            self.schedule_fault();
+        }
+        if self.server.is_none() && self.now >= self.server_starts_at {
+            self.start_server();
+        }
+        self.turn_cores();
+        for number in 0..self.clients.len() {
+            if self.clients[number].next(&self.network) <= self.now {
+                self.turn_client(number);
+            }
+        }
+    }
+
+    fn tell_of_network(&self) {
+        if let Some(events) = self.plan.events {
+            for event in self.network.take_events() {
+                events(event.at, format_args!("{}", describe(&event)));
+            }
+        }
+    }
+
+    // ---- server ----
+
+    fn start_server(&mut self) {
+        let (data_epoch, boot_id, secret) =
+            (self.random.random(), self.random.random(), self.random.random());
+        self.checker.server_started(data_epoch);
+        self.say(format_args!("server starts, epoch {data_epoch:#x}"));
+        let cores = (0..self.params.cores).map(|core| {
+            let port = self.network.port(self.params.core_addr(core)).expect("the old port is unplugged");
+            let sessions = SessionConfig {
+                secret,
+                boot_id,
+                data_epoch,
+                base_port: self.params.core_addr(0).port(),
+                cores: self.params.cores,
+                core,
+                epoch: 0,
+                memory_len_max: self.params.sessions_memory_len,
+                lease: self.params.lease,
+                queue_datagrams: port.rx_queue_datagrams(1_472),
+            };
+            let store = Store::new(self.params.store_memory_len, self.random.random());
+            let published = Published::default();
+            let worker = Worker::new(store.expect("memory for a small store"), sessions, published.clone());
+            let healed = self.healed_at.is_some();
+            let interval = if healed { Duration::ZERO } else { self.params.core_interval };
+            Core { worker, port, published, clock: Clock::new(), pace: Pace::new(self.now, interval) }
+        });
+        self.server = Some(Server { data_epoch, cores: cores.collect(), proven: Vec::new() });
+    }
+
+    /// Ends the server, and judges what it leaves behind.
+    fn stop_server(&mut self) {
+        let Some(mut server) = self.server.take() else { return };
+        let mut counts = Vec::new();
+        for (core, number) in server.cores.iter_mut().zip(0u8..) {
+            core.worker.publish(&core.port.counters(), self.now);
+            counts.push(core.published.values()[Statistic::Version as usize]);
+            for (addr, traffic) in self.network.traffic(core.port.id()) {
+                if traffic.tx_bytes > traffic.rx_bytes && !server.proven.contains(&(addr, number)) {
+                    let what = format!("core {number} and {addr}, which shook no hands: {traffic:?}");
+                    self.checker.violate(Rule::Amplification, what);
+                }
+            }
+        }
+        self.say(format_args!("server stops, versions {counts:?}"));
+        self.checker.server_stopped(&counts);
+    }
+
+    fn turn_cores(&mut self) {
+        let Some(server) = &mut self.server else { return };
+        for core in &mut server.cores {
+            if core.pace.next(self.network.waiting(core.port.id()) > 0) > self.now {
+                continue;
+            }
+            let clock = core.clock.at(self.now);
+            let count = core.worker.turn(&mut core.port, || clock).expect("a sim port never breaks");
+            core.pace.turned(self.now, if count > 0 { BUSY_REST } else { IDLE_REST });
+        }
+    }
+
+    /// Sessions refused so far by the server that runs.
+    fn refused(&mut self) -> u64 {
+        let Some(server) = &mut self.server else { return 0 };
+        let refused = server.cores.iter_mut().map(|core| {
+            core.worker.publish(&core.port.counters(), self.now);
+            core.published.values()[Statistic::SessionsRefused as usize]
+        });
+        refused.sum()
+    }
+
+    // ---- clients ----
+
+    fn start_client(&mut self, number: usize) {
+        let client = &mut self.clients[number];
+        if client.lives > 0 {
+            client.params = self.params.draw_client(&mut self.random);
+            if self.random.random_bool(0.5) {
+                client.addr = self.params.client_addr(client.number + 100 * client.lives);
+            }
+        }
+        client.lives += 1;
+        let port = self.network.port(client.addr).expect("the old port is unplugged");
+        let cores: Vec<_> = (0..self.params.cores).map(|core| self.params.core_addr(core)).collect();
+        let id = port.id();
+        let session = Session::attach(port, &cores, client.params.session, self.random.random());
+        client.life = Some(Life {
+            session,
+            port: id,
+            clock: Clock::new(),
+            pace: Pace::new(self.now, Duration::ZERO),
+            stride: client.params.stride.0,
+        });
+        let (number, addr) = (client.number, client.addr);
+        self.say(format_args!("client {number} starts at {addr}"));
+    }
+
+    fn stop_client(&mut self, number: usize, farewells: bool, starts_at: Duration) {
+        let client = &mut self.clients[number];
+        client.starts_at = starts_at;
+        let Some(life) = client.life.take() else { return };
+        if farewells {
+            for core in 0..self.params.cores {
+                let to = self.params.core_addr(core);
+                if let Some(bytes) = self.network.last_sent(life.port, to).and_then(|sent| farewell(&sent)) {
+                    self.network.inject(client.addr, to, &bytes);
+                }
+            }
+        }
+        // Dropping a session says goodbye at a time of its own: nobody must hear that.
+        self.network.unplug(life.port);
+        drop(life);
+        client.open = 0;
+        let number = client.number;
+        self.checker.client_stopped(number);
+        self.say(format_args!("client {number} stops"));
+    }
+
+    fn turn_client(&mut self, number: usize) {
+        if self.clients[number].life.is_none() {
+            self.start_client(number);
+        }
+        let pushed = self.push_some(number);
+        let client = &mut self.clients[number];
+        let Some(life) = &mut client.life else { return };
+        let now = life.clock.at(self.now);
+        let proving = matches!(client.stage, Stage::Proving(_));
+        let (checker, hash, open) = (&mut self.checker, &mut self.hash, &mut client.open);
+        let (events, at) = (self.plan.events, self.now);
+        let mut sink = |ended: Ended<'_>| {
+            let Ended { tag, outcome, version, data_epoch } = ended;
+            *hash = [tag, outcome_word(outcome), version, data_epoch].into_iter().fold(*hash, mix);
+            *open = open.saturating_sub(1);
+            if let Some(events) = events {
+                events(
+                    at,
+                    format_args!(
+                        "client {number}: operation {tag} ended: {}, version {version}",
+                        name(outcome)
+                    ),
+                );
+            }
+            let allowed = Outcome::NotExecuted(Reason::NoSpace);
+            let unproven = matches!(outcome, Outcome::NotExecuted(_) | Outcome::OutcomeUnknown);
+            if proving && unproven && outcome != allowed {
+                let what = format!("client {number}: fresh operation {tag} ended as {outcome:?}");
+                checker.violate(Rule::Healed, what);
+            }
+            checker.ended(ended);
+        };
+        let arrived = if client.params.lingers {
+            life.session.poll(now, &mut sink)
+        } else {
+            life.session.flush(now, &mut sink)
+        };
+        let arrived = arrived.expect("a sim port never breaks");
+        if arrived > 0
+            && let Some(server) = &mut self.server
+        {
+            let cores = life.session.cores().zip(0..).filter_map(|((_, info), core)| Some((info?, core)));
+            for (info, core) in cores {
+                if info.data_epoch == server.data_epoch && !server.proven.contains(&(client.addr, core)) {
+                    server.proven.push((client.addr, core));
+                }
+            }
+        }
+        let (shortest, longest) = client.params.stride;
+        life.stride = if arrived > 0 || pushed { shortest } else { (life.stride * 2).min(longest) };
+        let idle = client.open == 0 && life.session.is_open() && self.healed_at.is_some();
+        let rest = if idle && client.stage != Stage::Done && !matches!(client.stage, Stage::Settling) {
+            shortest
+        } else if idle {
+            CLIENT_IDLE_REST
+        } else {
+            life.stride
+        };
+        life.pace.turned(self.now, rest);
+        if self.healed_at.is_some() {
+            self.advance_stage(number);
+        }
+    }
+
+    /// Pushes operations as far as the client may; returns whether it did.
+    fn push_some(&mut self, number: usize) -> bool {
+        let mut pushed = false;
+        for _ in 0..self.clients[number].params.push_max {
+            let client = &self.clients[number];
+            let (allowed, next) = match (self.healed_at, client.stage) {
+                (None, _) => (self.pushed < self.plan.ops, None),
+                (Some(_), Stage::Recovering(left) | Stage::Proving(left)) => (left > 0, Some(left)),
+                (Some(_), Stage::Settling | Stage::Done) => (false, None),
+            };
+            if !allowed || client.open >= client.params.open_max || !self.push(number, next) {
+                break;
+            }
+            pushed = true;
+            self.pushed += 1;
+            if let Stage::Recovering(left) | Stage::Proving(left) = &mut self.clients[number].stage
+                && next.is_some()
+            {
+                *left -= 1;
+            }
+        }
+        pushed
+    }
+
+    /// Pushes one operation: any, or the one of a round with so many left. Returns whether there was room for it.
+    fn push(&mut self, number: usize, left: Option<u32>) -> bool {
+        let keys = self.params.keys.len();
+        let (key, ask) = match left {
+            None => {
+                let hot = self.random.random_bool(self.params.hot);
+                let key = if hot { 0 } else { self.random.random_range(0..keys) };
+                let (puts, deletes) = self.params.writes;
+                let share = self.random.random_range(0.0..1.0);
+                let ask = match share {
+                    share if share < puts => Ask::Put { len: 0 },
+                    share if share < puts + deletes => Ask::Delete,
+                    _ => Ask::Get,
+                };
+                (key, ask)
+            }
+            Some(left) => {
+                let ask = if left % 2 == 0 { Ask::Put { len: 0 } } else { Ask::Get };
+                ((left as usize / 2) % keys, ask)
+            }
+        };
+        let tag = self.checker.next_tag();
+        let client = &mut self.clients[number];
+        let Some(life) = &mut client.life else { return false };
+        let name = &self.params.keys[key];
+        let mut value = Vec::new();
+        let (operation, ask) = match ask {
+            Ask::Get => (Operation::get(&name.bytes), ask),
+            Ask::Delete => (Operation::delete(&name.bytes), ask),
+            Ask::Put { .. } => {
+                let len = self.params.draw_value_len(&mut self.random, key as u16);
+                write_value(&mut value, Origin { key: key as u16, writer: client.number, tag }, len);
+                (Operation::put(&name.bytes, &value), Ask::Put { len })
+            }
+        };
+        match life.session.push(life.clock.at(self.now), operation, tag.into()) {
+            Ok(()) => {
+                let call = Call { key: key as u16, shard: name.shard, client: client.number, ask };
+                self.checker.called(call);
+                client.open += 1;
+                self.say(format_args!("client {number}: operation {tag}: {ask:?} of key {key}"));
+                true
+            }
+            Err(PushError::Full) => false,
+            Err(error) => panic!("a legal operation was refused: {error}"),
+        }
+    }
+
+    // ---- faults ----
+
+    fn schedule_fault(&mut self) {
+        let interval = self.params.node_fault_interval;
+        let ops = self.pushed + self.random.random_range(1..=2 * interval);
+        let after = magnitude(&mut self.random, Duration::from_millis(1), Duration::from_secs(2));
+        self.next_fault_at = (ops, self.now + after);
+    }
+
+    /// One node fault, chosen by the seed's weights.
+    fn break_something(&mut self) {
+        let total: u32 = self.params.node_fault_weights.iter().sum();
+        if total == 0 {
+            return;
+        }
+        let mut at = self.random.random_range(0..total);
+        let chosen = self.params.node_fault_weights.iter().position(|&weight| {
+            let found = at < weight;
+            at = at.saturating_sub(weight);
+            found
+        });
+        let index = chosen.expect("below the total");
+        if self.commit(NodeFault::ALL[index]) {
+            self.node_faults[index] += 1;
+        }
+    }
+
+    /// Commits a fault; returns whether it could be.
+    fn commit(&mut self, fault: NodeFault) -> bool {
+        let core = self.random.random_range(0..self.params.cores);
+        let number = self.random.random_range(0..self.clients.len());
+        let on_core = self.random.random_bool(0.5);
+        let micros = Duration::from_micros;
+        let draw = |random: &mut _, longest: Duration| magnitude(random, micros(50), longest);
+        let short = draw(&mut self.random, Duration::from_millis(300));
+        // Now and then for longer than anybody's patience.
+        let beyond_lease = self.params.lease.mul_f64(self.random.random_range(1.0..1.5));
+        let pause = if self.random.random_bool(0.1) { beyond_lease } else { short };
+        self.say(format_args!("{fault:?}: core {core}, client {number}, {on_core}, {short:?}, {pause:?}"));
+        let (now, until) = (self.now, self.now + pause);
+        match fault {
+            NodeFault::PauseCore | NodeFault::PauseServer => {
+                let Some(server) = &mut self.server else { return false };
+                let all = fault == NodeFault::PauseServer;
+                let paused = server.cores.iter_mut().zip(0..).filter(|&(_, other)| all || other == core);
+                paused.for_each(|(core, _)| core.pace.pause(until));
+            }
+            NodeFault::PauseClient => {
+                let Some(life) = &mut self.clients[number].life else { return false };
+                life.pace.pause(until);
+            }
+            NodeFault::KillServer => {
+                if self.server.is_none() {
+                    return false;
+                }
+                self.stop_server();
+                self.server_starts_at = now + if on_core { short } else { Duration::ZERO };
+            }
+            NodeFault::KillClient | NodeFault::LeaveClient => {
+                if self.clients[number].life.is_none() {
+                    return false;
+                }
+                let down = if on_core { short } else { Duration::ZERO };
+                self.stop_client(number, fault == NodeFault::LeaveClient, now + down);
+            }
+            NodeFault::ClockForward | NodeFault::ClockBack => {
+                let back = fault == NodeFault::ClockBack;
+                let longest = if back { Duration::from_millis(500) } else { self.params.lease * 3 };
+                let by = draw(&mut self.random, longest);
+                if back && self.set_back + by > BACK_MAX {
+                    return false;
+                }
+                let clock = if on_core {
+                    self.server.as_mut().map(|server| &mut server.cores[usize::from(core)].clock)
+                } else {
+                    self.clients[number].life.as_mut().map(|life| &mut life.clock)
+                };
+                let Some(clock) = clock else { return false };
+                if back {
+                    self.set_back += by;
+                    clock.jump_back(by);
+                } else {
+                    clock.jump_forward(by);
+                }
+            }
+            NodeFault::EvictSession => {
+                let client = &self.clients[number];
+                let Some(life) = &client.life else { return false };
+                let to = self.params.core_addr(core);
+                let Some(bytes) = self.network.last_sent(life.port, to).and_then(|sent| farewell(&sent))
+                else {
+                    return false;
+                };
+                self.network.inject(client.addr, to, &bytes);
+            }
+            NodeFault::SlowDown => {
+                let interval = draw(&mut self.random, Duration::from_millis(5));
+                let pace = if on_core {
+                    self.server.as_mut().map(|server| &mut server.cores[usize::from(core)].pace)
+                } else {
+                    self.clients[number].life.as_mut().map(|life| &mut life.pace)
+                };
+                let Some(pace) = pace else { return false };
+                pace.slow_down(interval, now + short);
+            }
+            NodeFault::Clog | NodeFault::Part => {
+                let (client, core) = (self.clients[number].addr, self.params.core_addr(core));
+                let (from, to) = if on_core { (core, client) } else { (client, core) };
+                let (from, to) = match self.random.random_range(0..3) {
+                    0 => (Some(from), Some(to)),
+                    1 => (Some(from), None),
+                    _ => (None, Some(to)),
+                };
+                if fault == NodeFault::Clog {
+                    self.network.clog(from, to, short);
+                } else {
+                    self.network.part(from, to, short);
+                }
+            }
+            NodeFault::Garbage => {
+                for _ in 0..self.random.random_range(1..=8) {
+                    let bytes = garbage(&mut self.random);
+                    let (client, core) = (self.clients[number].addr, self.params.core_addr(core));
+                    let stranger = self.stranger.local_addr();
+                    let from = pick(&mut self.random, &[stranger, stranger, client, core]);
+                    let to = pick(&mut self.random, &[core, core, client]);
+                    self.network.inject(from, to, &bytes);
+                }
+            }
+        }
+        true
+    }
+
+    // ---- the second half ----
+
+    /// Ends all faults.
+    fn heal(&mut self) {
+        self.say(format_args!("all is well"));
+        let queue_len = self.params.faults.queue_len;
+        self.network.set_faults(Faults { queue_len, ..Faults::NONE });
+        self.network.clear_obstacles();
+        self.healed_at = Some(self.now);
+        self.server_starts_at = self.server_starts_at.min(self.now);
+        for core in self.server.iter_mut().flat_map(|server| &mut server.cores) {
+            core.pace.heal(self.now);
+        }
+        for client in &mut self.clients {
+            client.starts_at = client.starts_at.min(self.now);
+            if let Some(life) = &mut client.life {
+                life.pace.heal(self.now);
+            }
+        }
+    }
+
+    /// Moves a client on to its next stage when it is done with its present one.
+    fn advance_stage(&mut self, number: usize) {
+        let round = 2 * self.params.keys.len() as u32;
+        let missing = self.plan.ops.saturating_sub(self.pushed);
+        let client = &mut self.clients[number];
+        let is_open = client.life.as_ref().is_some_and(|life| life.session.is_open());
+        let settled = self.healed_at.is_some_and(|healed_at| self.now >= healed_at + SETTLE);
+        if client.open > 0 {
+            return;
+        }
+        client.stage = match client.stage {
+            Stage::Settling if settled && is_open => Stage::Recovering(round + missing),
+            Stage::Recovering(0) if is_open => Stage::Proving(round),
+            Stage::Proving(0) => Stage::Done,
+            same => same,
+        };
+    }
+
+    /// Waits until every client is done. Where the server has no memory for all of them, those that are done make room.
+    fn finish(&mut self) {
+        let longest_timeout = Duration::from_secs(5);
+        let patience = self.params.lease * 2 + longest_timeout + self.set_back * 2 + Duration::from_secs(20);
+        let mut deadline = self.now + patience;
+        let mut done_before = 0;
+        let mut refused_before = 0;
+        loop {
+            self.step();
+            let done = self.clients.iter().filter(|client| client.stage == Stage::Done).count();
+            if done == self.clients.len() {
+                break;
+            }
+            let progress = done > done_before;
+            if !progress && self.now < deadline {
+                continue;
+            }
+            done_before = done;
+            deadline = self.now + patience;
+            let refused = self.refused();
+            let starves = refused > refused_before;
+            refused_before = refused;
+            if starves {
+                self.make_room();
+            } else if !progress {
+                let unfinished = self.clients.iter().filter(|client| client.stage != Stage::Done);
+                let states: Vec<_> =
+                    unfinished.map(|client| (client.number, client.stage, client.open)).collect();
+                self.stuck = Some(format!("client, stage, open operations: {states:?}"));
+                return;
+            }
+        }
+        let open = self.checker.open_count();
+        if open > 0 {
+            self.checker.violate(Rule::Ends, format!("{open} operations have never ended"));
+        }
+    }
+
+    /// Lets those clients leave for good that are done, or if none is, one that is not.
+    fn make_room(&mut self) {
+        let holds =
+            |client: &Client, done: bool| client.life.is_some() && (client.stage == Stage::Done) == done;
+        let mut leaving: Vec<_> =
+            (0..self.clients.len()).filter(|&number| holds(&self.clients[number], true)).collect();
+        if leaving.is_empty() {
+            leaving.extend((0..self.clients.len()).find(|&number| holds(&self.clients[number], false)));
+        }
+        for number in leaving {
+            self.stop_client(number, true, Duration::MAX);
+            self.clients[number].stage = Stage::Done;
+        }
+    }
+}
+
+impl Client {
+    /// When its next turn is due, or it starts.
+    #[inline]
+    fn next(&self, network: &SimNetwork) -> Duration {
+        match &self.life {
+            Some(life) => life.pace.next(network.waiting(life.port) > 0),
+            None => self.starts_at,
+        }
+    }
+}
+
+/// An outcome as one word of the trace.
+fn outcome_word(outcome: Outcome<'_>) -> u64 {
+    match outcome {
+        Outcome::Value(value) => 0x100 + value.len() as u64,
+        Outcome::NotFound => 1,
+        Outcome::Done => 2,
+        Outcome::OutcomeUnknown => 3,
+        Outcome::NotExecuted(reason) => 0x1_0000_0000 + u64::from(reason.code()),
+    }
+}
