@@ -396,17 +396,23 @@ impl Checker {
             };
             history.push((span, access));
         }
-        for record in &self.records {
-            if record.call.ask != Ask::Delete || !matches!(record.state, State::Unknown | State::Open) {
+        for (record, tag) in self.records.iter().zip(0u32..) {
+            let access = match record.call.ask {
+                Ask::Delete => Access::MayRemove,
+                Ask::Put { .. } => Access::MayWrite,
+                Ask::Get => continue,
+            };
+            if !matches!(record.state, State::Unknown | State::Open) {
                 continue;
             }
             let span = Span { start: record.start, end: u64::MAX };
             for (life, incarnation) in self.lives.iter().zip(1..) {
                 if life.end > record.start
                     && record.end > life.start
+                    && !seen.contains(&(tag, incarnation))
                     && let Some(history) = histories.get_mut(&(record.call.key, incarnation))
                 {
-                    history.push((span, Access::MayRemove));
+                    history.push((span, access));
                 }
             }
         }

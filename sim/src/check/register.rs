@@ -7,9 +7,9 @@
 //! (Gibbons and Korach, "Testing shared memories", SIAM J. Comput. 26(4), 1997).
 //!
 //! Absence is not written once: each delete, and the beginning, makes the key absent. So absence makes no clusters; a
-//! delete and a sight of absence are each a backward zone of its own, and a sight of absence after a value needs a
-//! delete that can have come between. That is necessary for a correct history, not sufficient: no history is
-//! accused wrongly.
+//! delete and a sight of absence are each a backward zone of its own, a sight of absence after a value needs a
+//! delete that can have come between, and each delete that removed something a write of its own before it. That is
+//! necessary for a correct history, not sufficient: no history is accused wrongly.
 
 use std::{collections::HashMap, fmt};
 
@@ -35,6 +35,8 @@ pub enum Access {
     Removed,
     /// May have removed the key, or may yet.
     MayRemove,
+    /// May have written a value that nobody read, or may yet.
+    MayWrite,
 }
 
 /// Why there is no explanation.
@@ -50,6 +52,8 @@ pub enum Contradiction {
     Interrupted(u64),
     /// The key was found absent after the value was there, and nothing can have removed it.
     Vanished(u64),
+    /// More deletes removed something than there was to be removed.
+    RemovedTwice,
 }
 
 impl fmt::Display for Contradiction {
@@ -64,6 +68,7 @@ impl fmt::Display for Contradiction {
                 write!(f, "something else was there while value {value} must have held")
             }
             Self::Vanished(value) => write!(f, "value {value} vanished without a delete"),
+            Self::RemovedTwice => write!(f, "more was removed than was written"),
         }
     }
 }
@@ -101,7 +106,8 @@ pub fn check(accesses: &[(Span, Access)]) -> Result<(), Contradiction> {
             return Err(Contradiction::Interrupted(outer.value));
         }
     }
-    check_absences(accesses, zones)
+    check_absences(accesses, zones)?;
+    check_removals(accesses)
 }
 
 /// All accesses of each value, in the order of the values.
@@ -163,6 +169,21 @@ fn check_absences(accesses: &[(Span, Access)], mut zones: Vec<Zone>) -> Result<(
     Ok(())
 }
 
+/// By the end of the n-th delete that removed something, n writes must have begun.
+fn check_removals(accesses: &[(Span, Access)]) -> Result<(), Contradiction> {
+    let sorted = |time: fn(&Span) -> u64, wanted: fn(&Access) -> bool| {
+        let times = accesses.iter().filter(|(_, access)| wanted(access)).map(|(span, _)| time(span));
+        let mut times: Vec<u64> = times.collect();
+        times.sort_unstable();
+        times
+    };
+    let begun = sorted(|span| span.start, |access| matches!(access, Access::Write(_) | Access::MayWrite));
+    let removed = sorted(|span| span.end, |access| *access == Access::Removed);
+    let short =
+        removed.iter().zip(1..).any(|(&end, count)| begun.partition_point(|&start| start < end) < count);
+    if short { Err(Contradiction::RemovedTwice) } else { Ok(()) }
+}
+
 /// At each place the greatest so far.
 fn running_max<T: Ord + Copy>(items: impl Iterator<Item = T>) -> Vec<T> {
     items
@@ -194,13 +215,17 @@ mod tests {
         (Span { start, end }, Access::Removed)
     }
 
+    const fn may_write(start: u64) -> (Span, Access) {
+        (Span { start, end: u64::MAX }, Access::MayWrite)
+    }
+
     const fn may_remove(start: u64) -> (Span, Access) {
         (Span { start, end: u64::MAX }, Access::MayRemove)
     }
 
     #[test]
     fn histories_with_an_explanation_pass() {
-        let legal: [&[(Span, Access)]; 9] = [
+        let legal: [&[(Span, Access)]; 10] = [
             &[write(1, 1, 2), read(1, 3, 4), write(2, 5, 6), read(2, 7, 8)],
             // Concurrent writes in either order.
             &[write(1, 1, 10), write(2, 2, 9), read(2, 3, 4), read(1, 5, 6)],
@@ -214,6 +239,7 @@ mod tests {
             // Read while the delete was under way, then gone.
             &[write(1, 1, 2), removed(3, 8), read(1, 4, 5), absent(6, 7), absent(9, 10)],
             &[removed(1, 6), write(1, 2, 3), absent(4, 5)],
+            &[write(1, 1, 2), may_write(3), removed(4, 5), removed(6, 7)],
         ];
         for history in legal {
             assert_eq!(check(history), Ok(()), "{history:?}");
@@ -222,8 +248,8 @@ mod tests {
 
     #[test]
     fn histories_without_an_explanation_are_found() {
-        use Contradiction::{HeldAtOnce, Interrupted, NeverWritten, ReadTooEarly, Vanished};
-        let illegal: [(&[(Span, Access)], Contradiction); 11] = [
+        use Contradiction::{HeldAtOnce, Interrupted, NeverWritten, ReadTooEarly, RemovedTwice, Vanished};
+        let illegal: [(&[(Span, Access)], Contradiction); 13] = [
             // A stale read.
             (&[write(1, 1, 2), write(2, 3, 4), read(1, 5, 6)], Interrupted(1)),
             // Overwritten, and back: a write that took effect twice.
@@ -251,6 +277,9 @@ mod tests {
             (&[write(1, 1, 2), absent(3, 4), removed(5, 6)], Vanished(1)),
             // Seen, so written, though nobody answered; no delete since.
             (&[write(1, 1, u64::MAX), read(1, 2, 3), absent(4, 5)], Vanished(1)),
+            // A delete that took effect twice.
+            (&[write(1, 1, 2), removed(3, 4), removed(5, 6)], RemovedTwice),
+            (&[removed(1, 2), write(1, 3, 4)], RemovedTwice),
         ];
         for (history, contradiction) in illegal {
             assert_eq!(check(history), Err(contradiction), "{history:?}");
