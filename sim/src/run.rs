@@ -37,7 +37,7 @@ impl Default for Plan {
 }
 
 /// Number of kinds of faults.
-pub const FAULT_KINDS: usize = 25;
+pub const FAULT_KINDS: usize = 26;
 
 /// What has gone wrong by design, by name; always the same names in the same order.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -127,6 +127,7 @@ fn tally(network: &FaultCounters, world: &World) -> FaultTally {
         ("clogged", network.clogged),
         ("parted", network.parted),
         ("rx_overflow", network.overflowed),
+        ("oversized", network.oversized),
     ];
     let of_nodes = world.node_faults().map(|(fault, count)| (fault.name(), count));
     let mut tally = FaultTally::default();

@@ -5,18 +5,33 @@
 
 use std::{net::SocketAddr, time::Duration};
 
-use linerate_client::{Key, SessionConfig};
+use linerate_client::{Key, Operation, Order, SessionConfig};
 use linerate_dataplane::sim::Faults;
 use linerate_proto::{
     hash::key_hash,
     placement::{Partition, core_of},
+    wire::VALUE_LEN_MAX,
 };
 use rand::{Rng, RngExt, rngs::Xoshiro256PlusPlus};
 
 use crate::value::VALUE_LEN_MIN;
 
-/// Lengths of values in bytes, each as likely as it is often here. Longest is what a request holds beside a short key.
+/// Lengths of values in bytes, each as likely as it is often here.
 const VALUE_LENS: [usize; 8] = [VALUE_LEN_MIN, VALUE_LEN_MIN, 17, 40, 100, 128, 600, 1_200];
+
+/// Lengths that need more than a datagram, for seeds that have such; beside them the shortest of these is drawn.
+const LONG_VALUE_LENS: [usize; 5] = [1_473, 2_816, 2_817, 5_000, 20_000];
+
+/// How long values of a seed can be.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Lengths {
+    /// Each fits a datagram.
+    Short,
+    /// Some are of up to 20 KB.
+    Long,
+    /// And a few of up to 1 MiB.
+    Longest,
+}
 
 /// Lengths of keys in bytes: the edges of the store's and the hash's short paths, and the limits.
 const KEY_LENS: [usize; 7] = [1, 2, 8, 16, 17, 60, 255];
@@ -116,18 +131,24 @@ pub struct Params {
     pub hot: f64,
     /// Shares of puts and of deletes; the rest are gets.
     pub writes: (f64, f64),
-    /// Longest value in bytes; lengths above are cut to it.
+    /// How long values can be.
+    pub lengths: Lengths,
+    /// Longest of the values that fit a datagram; lengths above are cut to it.
     pub value_len_max: usize,
     /// Whether datagrams carry checksums. Without, nothing damages them.
     pub checksum: bool,
     /// Whether clients live at loopback addresses, which alone may do without checksums.
     pub loopback: bool,
+    /// Whether clients share one machine, and so what a server gives to one source.
+    pub one_source: bool,
     /// The network while it is bad.
     pub faults: Faults,
     /// Time without a word after which a session ends.
     pub lease: Duration,
     /// Cap on all sessions of a core in bytes.
     pub sessions_memory_len: usize,
+    /// Cap on the long values on their way into a core, in bytes.
+    pub staging_len: usize,
     /// Memory of a core's store in bytes.
     pub store_memory_len: usize,
     /// Least time from one turn of a core to the next.
@@ -163,6 +184,12 @@ impl Params {
         let key_len = pick(random, &KEY_LENS);
         let keys = pick(random, &[1, 2, 3, 5, 8, 12, 20]);
         let small_memory = random.random_bool(0.1);
+        let lengths = match random.random_range(0..20) {
+            0 => Lengths::Longest,
+            1..=5 => Lengths::Long,
+            _ => Lengths::Short,
+        };
+        let long_memory = if lengths == Lengths::Longest { 12 << 20 } else { 1 << 20 };
         let mut node_fault_weights = [0; NodeFault::ALL.len()];
         for weight in &mut node_fault_weights {
             *weight = pick(random, &[0, 1, 1, 2, 5]);
@@ -173,14 +200,21 @@ impl Params {
             keys: (0..keys).map(|number| key(random, key_len, number, cores)).collect(),
             hot: pick(random, &[0.0, 0.2, 0.7]),
             writes: pick(random, &[(0.5, 0.0), (0.3, 0.0), (0.4, 0.2), (0.2, 0.2), (0.05, 0.05), (0.8, 0.1)]),
+            lengths,
             value_len_max: pick(random, &[VALUE_LEN_MIN, 100, 600, 1_200]),
             checksum,
             loopback,
+            one_source: random.random_bool(0.5),
             faults: faults(random, checksum),
             lease: Duration::from_secs(pick(random, &[1, 1, 2, 5, 20, 60])),
             // A slot takes some hundred bytes: from two slots of one session to more than are ever asked for.
             sessions_memory_len: pick(random, &[1 << 20, 1 << 20, 1 << 20, 30_000, 10_000, 3_000]),
-            store_memory_len: if small_memory { 8 << 10 } else { 1 << 20 },
+            // Room for the longest value at least, and not for many.
+            staging_len: match lengths {
+                Lengths::Longest => pick(random, &[8 << 20, 1_100 << 10]),
+                Lengths::Short | Lengths::Long => pick(random, &[8 << 20, 64 << 10, 21_000]),
+            },
+            store_memory_len: if small_memory { 8 << 10 } else { long_memory },
             core_interval: Duration::from_micros(pick(random, &[0, 0, 1, 20, 200, 1_000])),
             node_fault_interval: pick(random, &NODE_FAULT_INTERVALS),
             node_fault_weights,
@@ -196,10 +230,19 @@ impl Params {
             operations_max: pick(random, &[1, 1, 2, 5, 20, 255]),
             checksum: self.checksum,
             versions: true,
+            order: pick(random, &[Order::None, Order::None, Order::None, Order::Key, Order::Strict]),
             burst: random.random_range(1..=16),
             linger: Duration::from_micros(pick(random, &[0, 20, 200])),
             rto_floor: Duration::from_micros(pick(random, &[200, 1_000])),
-            timeout: pick(random, &[millis(10), millis(50), millis(200), millis(1_000), millis(5_000)]),
+            timeout: match self.lengths {
+                Lengths::Short => {
+                    pick(random, &[millis(10), millis(50), millis(200), millis(1_000), millis(5_000)])
+                }
+                // A value of many pieces takes its time.
+                Lengths::Long | Lengths::Longest => {
+                    pick(random, &[millis(200), millis(1_000), millis(5_000)])
+                }
+            },
             ..SessionConfig::default()
         };
         let shortest = Duration::from_micros(pick(random, &[2, 10, 20, 50]));
@@ -215,14 +258,27 @@ impl Params {
     /// Draws the length of a value for a key.
     #[must_use]
     pub fn draw_value_len(&self, random: &mut Xoshiro256PlusPlus, key: u16) -> usize {
-        let longest = linerate_client::Operation::value_len_max(self.keys[usize::from(key)].bytes.len());
-        pick(random, &VALUE_LENS).min(self.value_len_max).min(longest)
+        let inline = Operation::inline_value_len_max(self.keys[usize::from(key)].bytes.len());
+        let is_long = self.lengths != Lengths::Short && random.random_bool(0.2);
+        if !is_long {
+            return pick(random, &VALUE_LENS).min(self.value_len_max).min(inline);
+        }
+        if self.lengths == Lengths::Longest && random.random_bool(0.05) {
+            return pick(random, &[VALUE_LEN_MAX - 1, VALUE_LEN_MAX, 300_000]);
+        }
+        // Around what still fits, too.
+        if random.random_bool(0.3) {
+            inline + random.random_range(0..3)
+        } else {
+            pick(random, &LONG_VALUE_LENS)
+        }
     }
 
     /// Where a client is.
     #[must_use]
     pub fn client_addr(&self, number: u16) -> SocketAddr {
-        (if self.loopback { [127, 0, 0, 1] } else { [10, 0, 0, 2] }, 5_000 + number).into()
+        let host = if self.one_source { 2 } else { 2 + number % 100 } as u8;
+        (if self.loopback { [127, 0, 0, host] } else { [10, 0, 1, host] }, 5_000 + number).into()
     }
 
     /// Where a core is.
@@ -268,6 +324,8 @@ fn faults(random: &mut Xoshiro256PlusPlus, checksum: bool) -> Faults {
         replay: share(0.3, true),
         tail: (share(0.3, true), Duration::from_millis(8)),
         delay: (Duration::from_micros(5), longest.max(Duration::from_micros(5))),
+        // From what Ethernet carries down to the least that clients try.
+        datagram_len_max: pick(random, &[1_472, 1_472, 1_472, 1_452, 1_300, 1_232]),
         // From two full datagrams to what nobody fills; the third is the kernel's default.
         queue_len: pick(random, &[2 * 2_304, 10_000, 212_992, 212_992, 8 << 20]),
     }

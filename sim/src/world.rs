@@ -11,7 +11,10 @@ use linerate_dataplane::{
     Port,
     sim::{Faults, PortId, SimNetwork, SimPort, mix},
 };
-use linerate_proto::{session::SessionConfig, wire::Statistic};
+use linerate_proto::{
+    session::{SessionConfig, TRANSFER_IDLE_MAX},
+    wire::Statistic,
+};
 use linerate_server::{stats::Published, store::Store, worker::Worker};
 use rand::{RngExt, SeedableRng, rngs::Xoshiro256PlusPlus};
 
@@ -26,7 +29,7 @@ use crate::{
 };
 
 /// The first half ends after this much time, however few operations there were: what is left is pushed in the second.
-const LOAD_TIME_MAX: Duration = Duration::from_secs(300);
+const LOAD_TIME_MAX: Duration = Duration::from_secs(120);
 
 /// A turn that had work is followed by another after this, for what was held back for company.
 const BUSY_REST: Duration = Duration::from_micros(1);
@@ -36,6 +39,12 @@ const IDLE_REST: Duration = Duration::from_millis(100);
 
 /// A client that waits for nothing takes a turn this often, for keep-alives.
 const CLIENT_IDLE_REST: Duration = Duration::from_millis(20);
+
+/// A client that has not heard anything for so long looks less and less often.
+const SILENCE: Duration = Duration::from_millis(10);
+
+/// But at least this often.
+const STRIDE_MAX: Duration = Duration::from_millis(5);
 
 /// Clocks are set back by this much in all, so that the wait for it is bounded.
 const BACK_MAX: Duration = Duration::from_secs(3);
@@ -101,6 +110,7 @@ struct Life {
     clock: Clock,
     pace: Pace,
     stride: Duration,
+    heard_at: Duration,
 }
 
 /// How far a client is in the second half.
@@ -265,6 +275,7 @@ impl World {
                 core,
                 epoch: 0,
                 memory_len_max: self.params.sessions_memory_len,
+                staging_len_max: self.params.staging_len,
                 lease: self.params.lease,
                 queue_datagrams: port.rx_queue_datagrams(1_472),
             };
@@ -308,14 +319,14 @@ impl World {
         }
     }
 
-    /// Sessions refused so far by the server that runs.
-    fn refused(&mut self) -> u64 {
+    /// A statistic of the server that runs, over its cores.
+    fn server_sum(&mut self, statistic: Statistic) -> u64 {
         let Some(server) = &mut self.server else { return 0 };
-        let refused = server.cores.iter_mut().map(|core| {
+        let each = server.cores.iter_mut().map(|core| {
             core.worker.publish(&core.port.counters(), self.now);
-            core.published.values()[Statistic::SessionsRefused as usize]
+            core.published.values()[statistic as usize]
         });
-        refused.sum()
+        each.sum()
     }
 
     // ---- clients ----
@@ -339,6 +350,7 @@ impl World {
             clock: Clock::new(),
             pace: Pace::new(self.now, Duration::ZERO),
             stride: client.params.stride.0,
+            heard_at: self.now,
         });
         let (number, addr) = (client.number, client.addr);
         self.say(format_args!("client {number} starts at {addr}"));
@@ -389,9 +401,11 @@ impl World {
                     ),
                 );
             }
-            let allowed = Outcome::NotExecuted(Reason::NoSpace);
-            let unproven = matches!(outcome, Outcome::NotExecuted(_) | Outcome::OutcomeUnknown);
-            if proving && unproven && outcome != allowed {
+            let proves = match outcome {
+                Outcome::NotExecuted(reason) => is_fair(reason),
+                outcome => outcome != Outcome::OutcomeUnknown,
+            };
+            if proving && !proves {
                 let what = format!("client {number}: fresh operation {tag} ended as {outcome:?}");
                 checker.violate(Rule::Healed, what);
             }
@@ -414,7 +428,12 @@ impl World {
             }
         }
         let (shortest, longest) = client.params.stride;
-        life.stride = if arrived > 0 || pushed { shortest } else { (life.stride * 2).min(longest) };
+        if arrived > 0 || pushed {
+            (life.stride, life.heard_at) = (shortest, self.now);
+        } else {
+            let silent = self.now > life.heard_at + SILENCE;
+            life.stride = (life.stride * 2).min(if silent { STRIDE_MAX } else { longest });
+        }
         let idle = client.open == 0 && life.session.is_open() && self.healed_at.is_some();
         let rest = if idle && client.stage != Stage::Done && !matches!(client.stage, Stage::Settling) {
             shortest
@@ -639,8 +658,8 @@ impl World {
     /// Ends all faults.
     fn heal(&mut self) {
         self.say(format_args!("all is well"));
-        let queue_len = self.params.faults.queue_len;
-        self.network.set_faults(Faults { queue_len, ..Faults::NONE });
+        let Faults { queue_len, datagram_len_max, .. } = self.params.faults;
+        self.network.set_faults(Faults { queue_len, datagram_len_max, ..Faults::NONE });
         self.network.clear_obstacles();
         self.healed_at = Some(self.now);
         self.server_starts_at = self.server_starts_at.min(self.now);
@@ -692,7 +711,7 @@ impl World {
             }
             done_before = done;
             deadline = self.now + patience;
-            let refused = self.refused();
+            let refused = self.server_sum(Statistic::SessionsRefused);
             let starves = refused > refused_before;
             refused_before = refused;
             if starves {
@@ -708,6 +727,23 @@ impl World {
         let open = self.checker.open_count();
         if open > 0 {
             self.checker.violate(Rule::Ends, format!("{open} operations have never ended"));
+        }
+        self.check_staging();
+    }
+
+    /// Waits until pieces of long values that nobody will complete must be forgotten, and looks whether they are.
+    fn check_staging(&mut self) {
+        if self.server_sum(Statistic::StagedBytes) == 0 {
+            return;
+        }
+        let until = self.now + TRANSFER_IDLE_MAX + SETTLE;
+        while self.now < until {
+            self.step();
+        }
+        let staged = self.server_sum(Statistic::StagedBytes);
+        if staged > 0 {
+            self.checker
+                .violate(Rule::Healed, format!("{staged} bytes of values that nobody sends any more"));
         }
     }
 
@@ -736,6 +772,12 @@ impl Client {
             None => self.starts_at,
         }
     }
+}
+
+/// Whether a sound system refuses an operation for this reason: it has no memory left for it, or others keep replacing
+/// a value of many pieces.
+const fn is_fair(reason: Reason) -> bool {
+    matches!(reason, Reason::NoSpace | Reason::StagingFull | Reason::Changed)
 }
 
 /// An outcome as one word of the trace.

@@ -25,6 +25,8 @@ pub struct Faults {
     pub delay: (Duration, Duration),
     /// Share that takes longer than that, and by how much at most. All magnitudes of the extra time are alike likely.
     pub tail: (f64, Duration),
+    /// Longest datagram that the path carries, in bytes; longer ones vanish without a word.
+    pub datagram_len_max: usize,
     /// Size of each port's receive queue in bytes, charged for as the kernel does; what does not fit is dropped.
     pub queue_len: usize,
 }
@@ -42,6 +44,7 @@ impl Faults {
         replay: 0.0,
         delay: (Duration::from_micros(10), Duration::from_micros(10)),
         tail: (0.0, Duration::ZERO),
+        datagram_len_max: usize::MAX,
         queue_len: 4_096 * 2_304,
     };
 }
@@ -71,6 +74,8 @@ pub struct FaultCounters {
     pub delayed: u64,
     /// Kept waiting at a link that stood still.
     pub clogged: u64,
+    /// Lost because they were too long for the path.
+    pub oversized: u64,
     /// Lost because sender and receiver were parted.
     pub parted: u64,
     /// Put into a port's receive queue.
@@ -104,6 +109,8 @@ pub enum Fate {
     Clogged,
     /// Lost between parted ports.
     Parted,
+    /// Too long for the path.
+    Oversized,
     /// Put into the receive queue.
     Delivered,
     /// Dropped at the full receive queue.

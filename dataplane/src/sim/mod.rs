@@ -337,6 +337,11 @@ impl Network {
     fn send(&mut self, from: SocketAddr, to: SocketAddr, bytes: Rc<[u8]>) {
         self.counters.sent += 1;
         self.note(Fate::Sent, from, to, &bytes);
+        if bytes.len() > self.faults.datagram_len_max {
+            self.counters.oversized += 1;
+            self.note(Fate::Oversized, from, to, &bytes);
+            return;
+        }
         if self.faults.replay > 0.0 {
             self.record(from, to, &bytes);
         }
@@ -577,6 +582,7 @@ mod tests {
             replay: 0.07,
             delay: (Duration::from_micros(5), Duration::from_micros(50)),
             tail: (0.08, Duration::from_millis(8)),
+            datagram_len_max: 4,
             queue_len: usize::MAX,
         };
         let run = || {
@@ -613,15 +619,18 @@ mod tests {
     /// room for two full ones; an absent port has room for none.
     #[test]
     fn full_queues_and_absent_ports_drop() {
-        let network = SimNetwork::new(1, Faults { queue_len: 2 * 2_304, ..Faults::NONE });
+        let network =
+            SimNetwork::new(1, Faults { queue_len: 2 * 2_304, datagram_len_max: 59, ..Faults::NONE });
         let (mut a, mut b) = (network.port(addr(1)).unwrap(), network.port(addr(2)).unwrap());
         assert_eq!((b.rx_queue_datagrams(1_472), b.rx_queue_datagrams(100)), (2, 5));
         for _ in 0..7 {
             send(&mut a, 2, b"x");
         }
         send(&mut a, 3, b"x");
+        send(&mut a, 2, &[0; 60]);
         network.advance(Duration::from_secs(1));
         let counters = network.counters();
+        assert_eq!(counters.oversized, 1);
         assert_eq!((counters.delivered, counters.overflowed, counters.undeliverable), (5, 2, 1));
         assert_eq!((b.counters().rx_overflow_drops, network.waiting(b.id())), (2, 5));
         assert_eq!(receive(&mut b).len(), 5);
@@ -632,7 +641,7 @@ mod tests {
         assert_eq!(network.traffic(b.id()), [traffic(addr(1), 6, 0)]);
         assert_eq!(network.last_sent(a.id(), addr(3)).as_deref(), Some(b"x".as_slice()));
         assert_eq!(network.last_sent(b.id(), addr(1)), None);
-        assert_eq!(network.traffic(a.id()), [traffic(addr(2), 0, 8), traffic(addr(3), 0, 1)]);
+        assert_eq!(network.traffic(a.id()), [traffic(addr(2), 0, 68), traffic(addr(3), 0, 1)]);
         assert_eq!(network.port(addr(1)).unwrap_err().kind(), io::ErrorKind::AddrInUse);
         drop(b);
         assert!(network.port(addr(2)).is_ok(), "an address is free again after its port is dropped");
