@@ -43,7 +43,7 @@ mutants! {
     LeaseForgetsSlots = "lease_forgets_slots",
     /// Server: a cookie is good for any address.
     CookieNotBound = "cookie_not_bound",
-    /// Server: a long value is committed although pieces are missing.
+    /// Both: a long value is committed before all pieces are known to be there, and without a look at whether they are.
     PartialCommit = "partial_commit",
     /// Server: a range is read of whatever version there is.
     RangeOfAnyVersion = "range_of_any_version",

@@ -13,6 +13,7 @@
 pub mod campaign;
 pub mod check;
 mod forge;
+pub mod mutants;
 mod node;
 pub mod run;
 pub mod swarm;

@@ -19,11 +19,14 @@ use std::{
 use anyhow::Context;
 use clap::Parser;
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
+use linerate_proto::mutants::Mutant;
 use linerate_sim::{
     campaign::{Summary, run_seeds},
+    mutants::{Fate, Fates, hunt},
     run::{OPS_DEFAULT, Plan, quiet_panics, run_seed},
 };
 use options::{JsonTarget, Options};
+use serde::Serialize;
 
 fn main() -> ExitCode {
     match execute(&Options::parse()) {
@@ -38,14 +41,17 @@ fn main() -> ExitCode {
 fn execute(options: &Options) -> anyhow::Result<ExitCode> {
     let stop = stop_on_signals()?;
     quiet_panics();
+    if let Some(mutant) = options.mutant {
+        activate(Some(mutant))?;
+    }
     if options.trace {
         return trace(options);
     }
+    if options.mutants {
+        return mutants(options, &stop);
+    }
     let plan = Plan { ops: options.ops, ..Plan::default() };
-    let threads = match options.threads {
-        Some(threads) => threads.into(),
-        None => thread::available_parallelism().context("cannot tell how many cores there are")?.get(),
-    };
+    let threads = threads(options)?;
     let seeds = options.range();
     let bar = progress_bar(seeds.end - seeds.start)?;
     let mut failed = 0u64;
@@ -71,6 +77,61 @@ fn execute(options: &Options) -> anyhow::Result<ExitCode> {
         return Ok(ExitCode::from(130));
     }
     Ok(if summary.is_clean() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+}
+
+fn threads(options: &Options) -> anyhow::Result<usize> {
+    match options.threads {
+        Some(threads) => Ok(threads.into()),
+        None => Ok(thread::available_parallelism().context("cannot tell how many cores there are")?.get()),
+    }
+}
+
+/// Runs seeds against each mutant; one that survives is a failure.
+fn mutants(options: &Options, stop: &AtomicBool) -> anyhow::Result<ExitCode> {
+    let plan = Plan { ops: options.ops, ..Plan::default() };
+    let threads = threads(options)?;
+    let bar = progress_bar(Mutant::ALL.len() as u64)?;
+    let mut fates = Fates::default();
+    for &mutant in Mutant::ALL {
+        bar.set_message(mutant.name());
+        activate(Some(mutant))?;
+        fates.mutants.push(hunt(mutant, threads, stop, |seed| run_seed(seed, &plan).failure()));
+        bar.inc(1);
+        if stop.load(Ordering::Relaxed) {
+            eprintln!("linerate-sim: interrupted");
+            return Ok(ExitCode::from(130));
+        }
+    }
+    activate(None)?;
+    bar.finish_and_clear();
+    match &options.json {
+        Some(target) => write_json(target, &fates)?,
+        None => {
+            for Fate { name, killed_at_seed, found } in &fates.mutants {
+                let seed =
+                    killed_at_seed.map_or_else(|| "survived".to_owned(), |seed| format!("seed {seed}"));
+                say(format_args!("{name:30} {seed:10} {}", found.as_deref().unwrap_or_default()))?;
+            }
+        }
+    }
+    let survivors: Vec<_> = fates.survivors().map(|fate| fate.name).collect();
+    if survivors.is_empty() {
+        return Ok(ExitCode::SUCCESS);
+    }
+    eprintln!("linerate-sim: no seed has found {}", survivors.join(", "));
+    Ok(ExitCode::FAILURE)
+}
+
+/// Has the code under test make a mistake.
+#[cfg(feature = "mutants")]
+fn activate(mutant: Option<Mutant>) -> anyhow::Result<()> {
+    linerate_proto::mutants::activate(mutant);
+    Ok(())
+}
+
+#[cfg(not(feature = "mutants"))]
+fn activate(_mutant: Option<Mutant>) -> anyhow::Result<()> {
+    anyhow::bail!("this build makes no mistakes on purpose: build with --features mutants")
 }
 
 /// Replays one seed before everybody's eyes.
@@ -104,7 +165,7 @@ fn say(text: fmt::Arguments<'_>) -> anyhow::Result<()> {
     writeln!(io::stdout(), "{text}").context("cannot print the result")
 }
 
-fn write_json(target: &JsonTarget, summary: &Summary) -> anyhow::Result<()> {
+fn write_json(target: &JsonTarget, summary: &impl Serialize) -> anyhow::Result<()> {
     let text = serde_json::to_string(summary)? + "\n";
     match target {
         JsonTarget::Stdout => io::stdout().write_all(text.as_bytes()).context("cannot print the result"),

@@ -3,6 +3,7 @@
 use std::{convert::Infallible, ops::Range, path::PathBuf, str::FromStr};
 
 use clap::Parser;
+use linerate_proto::mutants::Mutant;
 use linerate_sim::run::OPS_DEFAULT;
 
 /// Runs production clients and servers on a simulated network that does its worst, and judges every answer.
@@ -18,6 +19,13 @@ pub(crate) struct Options {
     /// Print everything that happens in the seed
     #[arg(long, requires = "seed", conflicts_with = "json")]
     pub(crate) trace: bool,
+    /// Prove that the simulator can say no: run seeds against each deliberate fault until one finds it (needs a build with
+    /// --features mutants)
+    #[arg(long, conflicts_with_all = ["seeds", "seed"])]
+    pub(crate) mutants: bool,
+    /// One deliberate fault to run the seeds with (needs a build with --features mutants)
+    #[arg(long, value_name = "NAME", conflicts_with = "mutants")]
+    pub(crate) mutant: Option<Mutant>,
     /// Operations of each seed at least, 1 to 1000000
     #[arg(long, default_value_t = OPS_DEFAULT, value_parser = clap::value_parser!(u32).range(1..=1_000_000))]
     pub(crate) ops: u32,

@@ -13,6 +13,7 @@ use std::time::Duration;
 use crate::{
     flow::{Ended, Outcome},
     key::Key,
+    mutants::{Mutant, is_active},
     time::Instant,
     wire::{LongValue, OpResult, Piece, Range, Reason, VALUE_LEN_MAX},
 };
@@ -371,6 +372,9 @@ impl Transfer {
             State::Ranges | State::Parts => {
                 if self.rests.pop().is_none() {
                     self.next += self.piece_len;
+                }
+                if is_active(Mutant::PartialCommit) && self.is_put() && self.next >= self.value.len() {
+                    self.state = State::Commit { written: false };
                 }
             }
             State::Commit { written } => *written = true,
