@@ -16,6 +16,9 @@ use serde::{Serialize, Serializer, ser::SerializeMap};
 
 use crate::run::{FaultTally, Plan, SeedReport, run_seed};
 
+/// Failed seeds that are named.
+const FAILED_MAX: usize = 100;
+
 /// The first seed that failed.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct Failure {
@@ -59,6 +62,8 @@ pub struct Summary {
     pub threads: usize,
     /// First failure in the order of the seeds.
     pub first_failure: Option<Failure>,
+    /// Seeds that failed, the first hundred of them.
+    pub failed_seeds: Vec<u64>,
     /// Whether all seeds asked for were run.
     pub complete: bool,
 }
@@ -96,6 +101,9 @@ impl Summary {
             }
         }
         *hash = mix(mix(*hash, report.seed), report.trace_hash);
+        if !report.is_clean() && self.failed_seeds.len() < FAILED_MAX {
+            self.failed_seeds.push(report.seed);
+        }
         if self.first_failure.is_none() {
             self.first_failure = report.failure().map(|what| Failure { seed: report.seed, what });
         }

@@ -205,7 +205,7 @@ impl Params {
             checksum,
             loopback,
             one_source: random.random_bool(0.5),
-            faults: faults(random, checksum),
+            faults: faults(random, checksum, lengths),
             lease: Duration::from_secs(pick(random, &[1, 1, 2, 5, 20, 60])),
             // A slot takes some hundred bytes: from two slots of one session to more than are ever asked for.
             sessions_memory_len: pick(random, &[1 << 20, 1 << 20, 1 << 20, 30_000, 10_000, 3_000]),
@@ -308,7 +308,7 @@ fn key(random: &mut Xoshiro256PlusPlus, len: usize, number: u8, cores: u8) -> Ru
     RunKey { bytes, shard }
 }
 
-fn faults(random: &mut Xoshiro256PlusPlus, checksum: bool) -> Faults {
+fn faults(random: &mut Xoshiro256PlusPlus, checksum: bool, lengths: Lengths) -> Faults {
     let longest = magnitude(random, Duration::from_micros(5), Duration::from_millis(2));
     let mut share = |most: f64, allowed: bool| {
         if !allowed || random.random_bool(0.4) { 0.0 } else { random.random_range(0.0..most) }
@@ -326,7 +326,11 @@ fn faults(random: &mut Xoshiro256PlusPlus, checksum: bool) -> Faults {
         delay: (Duration::from_micros(5), longest.max(Duration::from_micros(5))),
         // From what Ethernet carries down to the least that clients try.
         datagram_len_max: pick(random, &[1_472, 1_472, 1_472, 1_452, 1_300, 1_232]),
-        // From two full datagrams to what nobody fills; the third is the kernel's default.
-        queue_len: pick(random, &[2 * 2_304, 10_000, 212_992, 212_992, 8 << 20]),
+        // From two full datagrams to what nobody fills; the third is the kernel's default. Of a long value more pieces are
+        // asked for at once than the shortest have room for, which loses most of them each time.
+        queue_len: match lengths {
+            Lengths::Short => pick(random, &[2 * 2_304, 10_000, 212_992, 212_992, 8 << 20]),
+            Lengths::Long | Lengths::Longest => pick(random, &[212_992, 8 << 20]),
+        },
     }
 }
