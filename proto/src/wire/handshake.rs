@@ -50,7 +50,7 @@ pub const DATAGRAM_LENS: [usize; 4] = [DATAGRAM_LEN_MAX, 1_452, 1_392, 1_232];
 /// Proof that its bearer receives what is sent to the address it was made for.
 pub type Cookie = [u8; 16];
 
-/// Length of HELLO, and the least of OPEN, with their trailer: longer than any answer to them.
+/// Length of HELLO with its trailer, and of OPEN before it is padded: no answer to them is longer than they are.
 const PADDED_LEN: usize = 256;
 
 /// Client → server: asks for a cookie.

@@ -48,7 +48,7 @@ pub const DATAGRAM_LEN_MIN: usize = 576;
 /// values do not change when one replaces the checksum.
 pub const TRAILER_LEN_MAX: usize = 16;
 
-/// Bytes of operations or results that a full datagram carries: 1,432, which is 11 results of 128 bytes.
+/// Bytes of operations or results that a datagram of full length carries: 1,432, which is 11 results of 128 bytes.
 pub const BODY_LEN_MAX: usize = DATAGRAM_LEN_MAX - size_of::<RequestHeader>() - TRAILER_LEN_MAX;
 
 /// Operations in one request.
@@ -74,7 +74,7 @@ impl Kind {
     pub const HELLO: Self = Self::this_version(1);
     /// Server → client: a cookie that proves the client's address. No state is kept for it.
     pub const COOKIE: Self = Self::this_version(2);
-    /// Client → server: open a session; carries the cookie. Padded to 256 bytes.
+    /// Client → server: open a session; carries the cookie. Padded to the length that datagrams shall have.
     pub const OPEN: Self = Self::this_version(3);
     /// Server → client: the session.
     pub const OPENED: Self = Self::this_version(4);
@@ -118,7 +118,8 @@ impl Flags {
     pub const NONE: Self = Self(0);
     /// The last four bytes are the CRC32C of all bytes before them.
     pub const CHECKSUM: Self = Self(1);
-    /// The request holds gets only. Without it, it holds none.
+    /// The request changes nothing: it holds gets only, or with [`TRANSFER`](Self::TRANSFER) ranges. Without it, it holds
+    /// none of them.
     pub const READ_ONLY: Self = Self(1 << 1);
     /// Request: each result shall carry the version of its key. Reply: each does.
     pub const VERSIONS: Self = Self(1 << 2);
@@ -171,7 +172,7 @@ pub struct RequestHeader {
     pub common: Common,
     /// Grows by at least one with each new request of a slot; 1 is the first.
     pub seq: be::U32,
-    /// Operations that follow, 1..=255.
+    /// Operations that follow, 1..=255; at most 64 ranges.
     pub count: u8,
     /// Epoch of the cluster map that the client addressed this core by.
     pub epoch: be::U16,

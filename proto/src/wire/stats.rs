@@ -17,11 +17,11 @@ macro_rules! statistics {
 }
 
 statistics! {
-    /// Gets executed.
+    /// Gets executed; ranges are not counted.
     Gets = "gets",
     /// Gets that found their key.
     Hits = "hits",
-    /// Puts executed.
+    /// Puts and commits executed.
     Puts = "puts",
     /// Deletes executed.
     Deletes = "deletes",
@@ -31,7 +31,7 @@ statistics! {
     WrongCore = "wrong_core",
     /// Requests executed.
     Requests = "requests",
-    /// Requests answered again from their slot.
+    /// Writes answered again from their slot.
     Replays = "replays",
     /// Sessions open now.
     Sessions = "sessions",
@@ -53,7 +53,7 @@ statistics! {
     CpuNs = "cpu_ns",
     /// Resident memory of the whole server process in bytes.
     RssBytes = "rss_bytes",
-    /// Nanoseconds since the core started.
+    /// Nanoseconds since the server's start.
     UptimeNs = "uptime_ns",
     /// Datagrams received.
     RxDatagrams = "rx_datagrams",
@@ -83,7 +83,7 @@ statistics! {
     ConnectionsDropped = "connections_dropped",
     /// Dropped: shorter than its kind's layout.
     DropTruncated = "drop_truncated",
-    /// Dropped: longer than the largest datagram.
+    /// Dropped: longer than the largest datagram, of the protocol or of its session.
     DropOversized = "drop_oversized",
     /// Dropped: unknown version.
     DropVersion = "drop_version",
@@ -95,7 +95,7 @@ statistics! {
     DropMalformed = "drop_malformed",
     /// Dropped: unknown session or token.
     DropUnknownSession = "drop_unknown_session",
-    /// Dropped: session of another address.
+    /// Dropped: session of another address, or one without checksums named from elsewhere.
     DropWrongPeer = "drop_wrong_peer",
     /// Dropped: slot outside the window.
     DropSlot = "drop_slot",
