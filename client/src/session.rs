@@ -249,7 +249,10 @@ impl<P: Port> Session<P> {
         let reply_datagrams_max = port.rx_queue_datagrams(DATAGRAM_LEN_MAX) / 4 * 3 / addrs.len().max(1);
         let flows = addrs
             .iter()
-            .map(|&addr| {
+            .zip(0..)
+            .map(|(&addr, index)| {
+                // An id of its own for each flow: nobody may pass one core's answer off as another's.
+                let client_id = client_id.wrapping_add(index);
                 let flow = Flow::new(FlowConfig {
                     window: config.window,
                     operations_max: config.operations_max,

@@ -622,7 +622,7 @@ fn a_single_loss_is_made_good_in_time() {
         let lose_request = random.random_bool(0.5);
         // Datagrams on the way: when they arrive, and whether they go to the server.
         let mut wire: Vec<(u64, bool, Vec<u8>)> = vec![];
-        let (mut begun, mut pushed, mut number) = (std::collections::HashMap::new(), 0, 0);
+        let (mut begun, mut pushed, mut number) = (HashMap::new(), 0, 0);
         let mut lost = None;
         while number < 130 || pair.ends.len() < pushed {
             while pushed < 130 && pushed - pair.ends.len() < in_flight {

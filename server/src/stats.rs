@@ -131,7 +131,8 @@ pub fn sum(cores: impl IntoIterator<Item = [u64; STAT_COUNT]>) -> [u64; STAT_COU
 #[must_use]
 pub fn drops_in_words(values: &[u64; STAT_COUNT]) -> String {
     let start = Statistic::DropTruncated as usize;
-    let named = STAT_NAMES[start..].iter().zip(&values[start..]).filter(|&(_, &count)| count > 0);
+    let drops = start..start + DropReason::ALL.len();
+    let named = STAT_NAMES[drops.clone()].iter().zip(&values[drops]).filter(|&(_, &count)| count > 0);
     named.map(|(name, count)| format!("{count} {}", &name["drop_".len()..])).collect::<Vec<_>>().join(", ")
 }
 

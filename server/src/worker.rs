@@ -427,8 +427,8 @@ impl Worker {
                 assert!(builder.push(result, version), "it fits");
             } else if builder.fits_long(left) && push_long(&mut builder, found) {
                 self.counters.hits += 1;
-            } else {
-                assert!(builder.push(OpResult::NotExecuted(Reason::ReplyFull), 0), "room was kept for it");
+            } else if !builder.push(OpResult::NotExecuted(Reason::ReplyFull), 0) {
+                break; // More operations than a datagram has words for: the client asks for the rest again.
             }
         }
         (&[], builder)

@@ -112,8 +112,8 @@ pub(crate) fn long_values_are_whole<R: Rig>(seed: u64) {
         }
     }
     // The latest of each key, whole.
-    for number in lens.len() - 3..lens.len() {
-        assert_eq!(system.get(&key(number)), Ended::Value(vec![number as u8; lens[number]]));
+    for (number, &len) in lens.iter().enumerate().skip(lens.len() - 3) {
+        assert_eq!(system.get(&key(number)), Ended::Value(vec![number as u8; len]));
     }
     system.expect_stat(Statistic::Puts, lens.len() as u64);
     system.expect_stat(Statistic::StagedBytes, 0);
@@ -125,7 +125,7 @@ pub(crate) fn long_values_are_whole<R: Rig>(seed: u64) {
 /// is never older.
 pub(crate) fn orders_are_kept<R: Rig>(seed: u64) {
     let cores = 1 + (seed % 2) as u8;
-    let strict = seed / 2 % 2 == 0;
+    let strict = (seed / 2).is_multiple_of(2);
     let mut system = System::<R>::start(seed, Setup::cores(cores));
     for _ in 0..2 {
         let order = if strict { Order::Strict } else { Order::Key };

@@ -1175,7 +1175,10 @@ impl Flow {
         self.full_len = datagram_len - TRAILER_LEN_MAX;
         // The results of a write's operations fit one datagram.
         let results_max = (self.full_len - size_of::<ReplyHeader>()) / self.result_len();
-        self.operations_max[WRITES] = self.config.operations_max.min(results_max.min(u8::MAX.into()) as u8);
+        let operations_max = self.config.operations_max.min(results_max.min(u8::MAX.into()) as u8);
+        self.operations_max[WRITES] = operations_max;
+        // Those of a read's need not, but there is a word on each in the last that a reply may have.
+        self.operations_max[READS] = operations_max;
         self.operations_max[RANGES] = RANGES_MAX;
         self.handshakes = 0;
         self.refusal = None;

@@ -44,6 +44,8 @@ enum State {
     /// A put asks for room.
     Begin {
         asked: bool,
+        /// Whether the server had no room when it was last asked.
+        refused: bool,
         not_before: Instant,
     },
     Parts,
@@ -134,7 +136,7 @@ impl Transfers {
 
     /// Begins to send a long value.
     pub(super) fn begin_put(&mut self, pushed_at: Instant, tag: u64, key: &[u8], value: &[u8]) {
-        let state = State::Begin { asked: false, not_before: pushed_at };
+        let state = State::Begin { asked: false, refused: false, not_before: pushed_at };
         self.begin(pushed_at, tag, key, state, value.to_vec());
     }
 
@@ -237,7 +239,8 @@ impl Transfers {
                 return;
             }
             (State::Begin { .. }, OpResult::NotExecuted(Reason::StagingFull)) => {
-                transfer.state = State::Begin { asked: false, not_before: now + STAGING_RETRY };
+                let not_before = now + STAGING_RETRY;
+                transfer.state = State::Begin { asked: false, refused: true, not_before };
                 return;
             }
             (State::Parts, OpResult::Done) => {
@@ -270,7 +273,7 @@ impl Transfers {
         let transfer = &mut self.list[index];
         transfer.number = self.number;
         transfer.state = if transfer.is_put() {
-            State::Begin { asked: false, not_before: now }
+            State::Begin { asked: false, refused: false, not_before: now }
         } else {
             transfer.value = Vec::new();
             State::Ask { asked: false }
@@ -290,7 +293,7 @@ impl Transfers {
         self.list.retain(|transfer| {
             let keep = transfer.pushed_at > begun_before;
             if !keep {
-                let refused = matches!(transfer.state, State::Begin { asked: false, .. });
+                let refused = matches!(transfer.state, State::Begin { refused: true, .. });
                 let reason = if refused && reason == Reason::Deadline { Reason::StagingFull } else { reason };
                 let outcome = Outcome::NotExecuted(reason);
                 sink(Ended { tag: transfer.tag, outcome, version: 0, data_epoch });
@@ -302,7 +305,7 @@ impl Transfers {
     /// When the next step that waits for its time is due.
     pub(super) fn next_at(&self) -> Instant {
         let begins = self.list.iter().take(ACTIVE_MAX).filter_map(|transfer| match transfer.state {
-            State::Begin { asked: false, not_before } => Some(not_before),
+            State::Begin { asked: false, not_before, .. } => Some(not_before),
             _ => None,
         });
         begins.min().unwrap_or(Instant::FAR_FUTURE)
@@ -351,7 +354,7 @@ impl Transfer {
                 let (offset, len) = (start as u32, (self.piece_end(start) - start) as u16);
                 Some(Step::Range(Range { key, version: self.version, offset, len }, tag(offset)))
             }
-            State::Begin { asked: false, not_before } if now >= not_before => {
+            State::Begin { asked: false, not_before, .. } if now >= not_before => {
                 let begin = Piece::Begin { number: self.number, len: self.value.len() as u32 };
                 Some(Step::Piece(begin, tag(QUESTION)))
             }

@@ -190,7 +190,7 @@ impl<'a> Operation<'a> {
                 let (value, rest) =
                     rest.split_at_checked(header.value_len.get() as usize).ok_or(MALFORMED)?;
                 let operation = Self::put(key, value);
-                // A longer value would be stored and then fit no reply.
+                // Longer ones come in pieces; a request that holds one is none of this protocol.
                 if operation.wire_len() <= BODY_LEN_MAX { Ok((operation, rest)) } else { Err(MALFORMED) }
             }
             Opcode::DELETE => {
