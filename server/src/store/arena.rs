@@ -14,13 +14,16 @@
 //! block free  flags         next     previous   granules    ...   granules
 //! ```
 
-use super::item;
+use super::{item, prefetch::LINE_LEN};
 
 /// The unit of allocation, in bytes. A `u32` counts granules, so an arena reaches 64 GiB.
 pub(super) const GRANULE_LEN: usize = size_of::<Granule>();
 
 /// One unit of allocation, as the words that block headers are made of.
 pub(super) type Granule = [u32; 4];
+
+/// Granules of a cache line.
+const LINE_GRANULES: usize = LINE_LEN / GRANULE_LEN;
 
 /// Word 0 of a block: it is free.
 const FREE: u32 = 1 << 31;
@@ -55,7 +58,8 @@ pub(super) struct Arena {
     columns: [u32; ROWS],
     /// Where the arena starts: a block, or the sentinel.
     start: u32,
-    /// One used granule that ends the arena, so that every block has one after it.
+    /// One used granule that ends the arena, so that every block has one after it. It begins a cache line, from which
+    /// blocks are laid downwards: those of whole or half lines then touch no more lines than they must.
     sentinel: u32,
     free_count: u32,
     /// The block where `compact` goes on.
@@ -63,12 +67,13 @@ pub(super) struct Arena {
 }
 
 impl Arena {
-    /// Makes the granules from `start` (at least 1) to the end of the memory one free block.
+    /// Makes the granules from `start` (at least 1) to the last cache line of the memory one free block.
     ///
     /// # Panics
-    /// When that leaves no granule, or granules beyond 2^32.
+    /// When that line is below `start`, or there are granules beyond 2^32.
     pub(super) fn new(granules: &mut [Granule], start: u32) -> Self {
-        let sentinel = u32::try_from(granules.len() - 1).expect("an arena of at most 2^32 granules");
+        let last_line = (granules.len() - 1) / LINE_GRANULES * LINE_GRANULES;
+        let sentinel = u32::try_from(last_line).expect("an arena of at most 2^32 granules");
         assert!(0 < start && start <= sentinel, "no room for an arena");
         let mut arena = Self {
             heads: Box::new([[0; COLUMNS as usize]; ROWS]),
@@ -449,7 +454,7 @@ mod tests {
             for (block, count) in held {
                 arena.give_back(&mut granules, block, count);
             }
-            assert_eq!(arena.take(&mut granules, 2_994), Some(5), "not one block of all granules again");
+            assert_eq!(arena.take(&mut granules, 2_991), Some(5), "not one block of all granules again");
             assert_eq!(arena.take(&mut granules, 1), None);
         }
     }
@@ -458,8 +463,8 @@ mod tests {
     /// cede until it fails, reading the items after each step.
     #[test]
     fn ceding_moves_items_out_of_the_way() {
-        let mut granules = vec![[0; 4]; 200];
-        let mut arena = Arena::new(&mut granules, 1);
+        let mut granules = vec![[0; 4]; 204];
+        let mut arena = Arena::new(&mut granules, 2);
         let mut items = Vec::new();
         for number in 0..60_u32 {
             let block = arena.take(&mut granules, 3).unwrap();
