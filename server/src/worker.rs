@@ -390,26 +390,48 @@ impl Worker {
         lookups: &'l [Lookup<'k>],
         mut builder: ReplyBuilder<'o>,
     ) -> (&'l [Lookup<'k>], ReplyBuilder<'o>) {
+        let mut left = lookups;
         let mut shortest = usize::MAX;
-        let mut hits = 0;
-        let mut done = 0;
-        for lookup in lookups {
-            if done > 0 && builder.room() < shortest {
-                // The next value is hardly shorter than all before it: it need not be looked at twice.
-                break;
-            }
+        let mut misses = 0;
+        let mut at_long = false;
+        while let Some((lookup, behind)) = left.split_first() {
             // A write earlier in the batch may have moved the item: then this looks again.
             let found = self.store.get_probed(lookup.key, lookup.hash, lookup.probe);
             let (result, version) = self.result_of(found);
-            if !builder.push_as::<VERSIONS>(result, version) && !push_long(&mut builder, found) {
+            let room = builder.room();
+            if !builder.push_as::<VERSIONS>(result, version) {
+                at_long = found.is_some_and(|found| found.value.len() > builder.value_len_max());
                 break;
             }
-            shortest = shortest.min(found.map_or(0, |found| found.value.len()));
-            hits += u64::from(found.is_some());
-            done += 1;
+            if found.is_none() {
+                misses += 1;
+            }
+            left = behind;
+            shortest = shortest.min(room - builder.room());
+            if builder.room() < shortest {
+                // The next value is hardly shorter than all before it: it need not be looked at twice.
+                break;
+            }
         }
-        self.counters.hits += hits;
-        (&lookups[done..], builder)
+        self.counters.hits += (lookups.len() - left.len()) as u64 - misses;
+        if at_long { self.fill_from_long::<VERSIONS>(left, builder) } else { (left, builder) }
+    }
+
+    /// The same for look-ups of which the first finds a value that is too long for any datagram. Only here does anybody
+    /// else write to the builder, so that in the loop above it is not in memory.
+    #[cold]
+    #[inline(never)]
+    fn fill_from_long<'l, 'k, 'o, const VERSIONS: bool>(
+        &mut self,
+        lookups: &'l [Lookup<'k>],
+        mut builder: ReplyBuilder<'o>,
+    ) -> (&'l [Lookup<'k>], ReplyBuilder<'o>) {
+        let Some((lookup, left)) = lookups.split_first() else { return (lookups, builder) };
+        if !push_long(&mut builder, self.store.get_probed(lookup.key, lookup.hash, lookup.probe)) {
+            return (lookups, builder);
+        }
+        self.counters.hits += 1;
+        self.fill::<VERSIONS>(left, builder)
     }
 
     /// The same for the last datagram that a reply may have: values that do not fit any more are refused.

@@ -267,11 +267,11 @@ impl<'a> ReplyBuilder<'a> {
         true
     }
 
-    /// Longest value that there is room for.
+    /// Bytes that there is room for.
     #[inline]
     #[must_use]
     pub const fn room(&self) -> usize {
-        (self.full_len - self.head_len()).saturating_sub(self.used)
+        self.full_len - self.used
     }
 
     /// Bytes of a result before its value.
