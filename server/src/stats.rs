@@ -95,7 +95,11 @@ impl Published {
     pub(crate) fn store_system(&self, ports: &PortCounters, uptime: Duration) {
         let set = |statistic: Statistic, value: u64| self.set(statistic, value);
         set(Statistic::CpuNs, thread_cpu_ns());
-        set(Statistic::RssBytes, process_rss_len());
+        let published = self.0[Statistic::UptimeNs as usize].load(Ordering::Relaxed);
+        if published == 0 || published / 1_000_000_000 != uptime.as_secs() {
+            // Once a second: the kernel takes 40 µs for it, in which requests wait.
+            set(Statistic::RssBytes, process_rss_len());
+        }
         set(Statistic::UptimeNs, u64::try_from(uptime.as_nanos()).unwrap_or(u64::MAX));
         set(Statistic::RxDatagrams, ports.rx_datagrams);
         set(Statistic::RxBytes, ports.rx_bytes);
