@@ -383,7 +383,8 @@ impl Flow {
         let index = match self.filling[class] {
             Some(index) if usize::from(self.slots[index as usize].len) + len <= self.full_len => index,
             _ if size_of::<RequestHeader>() + len > self.full_len => {
-                return self.push_long(now, operation, tag);
+                // Piece by piece: for a reference to all of it, each operation would be written to memory first.
+                return self.push_long(now, operation.key.bytes(), operation.value, tag);
             }
             _ => self.begin_for_caller(now, class).ok_or(PushError::Full)?,
         };
@@ -581,11 +582,11 @@ impl Flow {
     /// Takes a put whose value does not fit a datagram.
     #[cold]
     #[inline(never)]
-    fn push_long(&mut self, now: Instant, operation: Operation<'_>, tag: u64) -> Result<(), PushError> {
-        if !self.is_open() || !self.transfers.has_room_for_put(operation.value.len()) {
+    fn push_long(&mut self, now: Instant, key: &[u8], value: &[u8], tag: u64) -> Result<(), PushError> {
+        if !self.is_open() || !self.transfers.has_room_for_put(value.len()) {
             return Err(PushError::Full);
         }
-        self.transfers.begin_put(now, tag, operation.key.bytes(), operation.value);
+        self.transfers.begin_put(now, tag, key, value);
         Ok(())
     }
 
