@@ -518,6 +518,37 @@ fn three_later_replies_make_a_request_go_again_early() {
     assert_eq!(pair.flow.counters().retransmits, 1);
 }
 
+/// Goal: while answers come, what waits behind others is not sent again. Method: five requests answered one at a time,
+/// longer after they were sent than the timeout; then silence, and one goes again.
+#[test]
+fn an_answer_begins_the_wait_anew() {
+    let mut pair = Pair::new();
+    for tag in 0..20 {
+        pair.get(tag);
+        let sent = pair.sent();
+        pair.advance(10 * US);
+        for reply in pair.serve(&sent) {
+            pair.receive(&reply).unwrap();
+        }
+    }
+    for tag in 20..25 {
+        pair.get(tag);
+    }
+    let sent = pair.sent();
+    let replies = pair.serve(&sent);
+    for reply in &replies[..4] {
+        pair.advance(150 * US);
+        assert!(pair.sent().is_empty(), "answers come");
+        pair.receive(reply).unwrap();
+    }
+    assert!(pair.flow.next_timeout() >= pair.at() + CONFIG.rto_floor);
+    pair.advance(pair.flow.next_timeout().since(pair.at()).as_nanos() as u64);
+    let again = pair.sent();
+    assert_eq!(again.len(), 1);
+    assert_eq!(header(&again[0]).common.slot, header(&sent[4]).common.slot);
+    assert_eq!(pair.flow.counters().retransmits, 1);
+}
+
 /// Goal: a server that stood still and answers in order after the probe does not look like a loss. Method: the answer to
 /// the probe's first copy arrives first.
 #[test]

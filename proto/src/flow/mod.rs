@@ -245,6 +245,8 @@ pub struct Flow {
     handshake_at: Instant,
     refusal: Option<RefusalReason>,
     last_heard: Instant,
+    /// When the latest reply came.
+    answered_at: Instant,
     last_sent: Instant,
     /// Sequence numbers used in this session; no slot's sequence number is higher.
     session_requests: u32,
@@ -305,6 +307,7 @@ impl Flow {
             handshake_at: Instant::default(),
             refusal: None,
             last_heard: Instant::default(),
+            answered_at: Instant::default(),
             last_sent: Instant::default(),
             session_requests: 0,
             next_deadline_check: Instant::default(),
@@ -929,6 +932,7 @@ impl Flow {
         slot.replies += 1;
         let writes = slot.writes();
         self.last_heard = now;
+        self.answered_at = now;
         self.probe_at = None;
         self.rtt.heard();
         if slot.number >= self.credit_number {
@@ -1345,11 +1349,14 @@ impl Flow {
 
     /// When the request in this slot counts as lost.
     ///
+    /// Each answer begins the wait anew (RFC 6298 §5.3): as long as answers come, a request that was lost is noticed by
+    /// those to later requests, and one that merely waits behind others is not sent twice.
+    ///
     /// Silence more likely means a server that stands still than many losses, so one request asks for all: the next is
     /// sent again only after something was heard, or after a timeout twice as long.
     #[inline]
     fn loss_at(&self, index: u8) -> Instant {
-        let sent_at = self.slots[index as usize].sent_at;
+        let sent_at = self.slots[index as usize].sent_at.max(self.answered_at);
         let since = self.probe_at.map_or(sent_at, |probe_at| probe_at.max(sent_at));
         since
             + if self.rtt.is_backed_off() {
