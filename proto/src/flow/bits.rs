@@ -17,6 +17,11 @@ impl Bits {
         self.0[index as usize >> 6] |= 1 << (index & 63);
     }
 
+    #[inline]
+    pub(super) fn is_empty(&self) -> bool {
+        *self == Self::NONE
+    }
+
     /// How many bits are set that are not set in `other`.
     pub(super) fn count_without(&self, other: Self) -> u32 {
         self.0.iter().zip(other.0).map(|(word, other)| (word & !other).count_ones()).sum()

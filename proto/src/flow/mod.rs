@@ -1020,7 +1020,9 @@ impl Flow {
         }
         if slot.missing == 0 {
             self.complete(now, index, common.attempt);
-        } else if u32::from(slot.missing) == slot.refused.count_without(slot.received) {
+        } else if !slot.refused.is_empty()
+            && u32::from(slot.missing) == slot.refused.count_without(slot.received)
+        {
             if slot.missing < slot.count {
                 // All that the server had room for is here: ask for the rest at once.
                 self.mark_lost(index);
