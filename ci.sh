@@ -11,11 +11,18 @@ tests() { cargo test --workspace --locked; }
 scripts() { shellcheck ci.sh .ci/run; }
 # Licences, sources and duplicate versions. Advisories need a database from outside and are left to the reader.
 deny() { cargo deny --locked check bans licenses sources; }
+# The whole system on a simulated network that does its worst: every answer judged, everything must come to its end.
+sim() { cargo run --profile sim --locked -p linerate-sim -- --seeds 0..2000; }
+# And the proof that simulator and live check can say no: each deliberate fault must be found.
+mutants() {
+  cargo run --profile sim --locked -p linerate-sim --features mutants -- --mutants
+  cargo test --profile sim --locked -p linerate-bench --features mutants --test mutants
+}
 # The README's first command, shortened: it must run anywhere and end by itself.
 demo() { cargo run --release --locked --bin linerate-bench -- demo --duration 1 --records 50000; }
 
 if [ $# -eq 0 ]; then
-  set -- fmt scripts clippy doc tests demo
+  set -- fmt scripts clippy doc tests sim mutants demo
   # cargo-deny is a program of its own; .ci/run installs it, a developer may do without.
   if cargo deny --version >/dev/null 2>&1; then set -- "$@" deny; else echo 'not run: deny (cargo-deny is not installed)'; fi
 fi
