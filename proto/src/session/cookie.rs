@@ -46,6 +46,7 @@ impl Keys {
     fn cookie_of(&self, period: u64, addr: &SocketAddr, nonce: &Nonce) -> Cookie {
         let mut hasher = SipHasher24::new_with_key(&self.secret);
         hasher.write(b"cookie");
+        hasher.write(&[self.core]);
         if !is_active(Mutant::CookieNotBound) {
             match addr.ip() {
                 IpAddr::V4(ip) => hasher.write(&ip.octets()),
