@@ -13,6 +13,7 @@
 pub mod campaign;
 pub mod check;
 mod forge;
+mod monitor;
 pub mod mutants;
 mod node;
 pub mod run;

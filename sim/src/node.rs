@@ -77,8 +77,8 @@ impl Pace {
         self.slow = (interval, until);
     }
 
-    /// Takes turns as soon as there is reason to, from now on.
-    pub(crate) fn heal(&mut self, now: Duration) {
-        *self = Self::new(now, Duration::ZERO);
+    /// Forgets all pauses, and takes turns this far apart from now on.
+    pub(crate) fn heal(&mut self, now: Duration, interval: Duration) {
+        *self = Self::new(now, interval);
     }
 }

@@ -182,9 +182,11 @@ impl Params {
         let loopback = random.random_bool(0.4);
         let checksum = !loopback || random.random_bool(0.5);
         let key_len = pick(random, &KEY_LENS);
-        let keys = pick(random, &[1, 2, 3, 5, 8, 12, 20]);
-        let small_memory = random.random_bool(0.1);
+        // Not enough memory for all keys, so that puts are refused, and deletes make room.
+        let tight = random.random_bool(0.25);
+        let keys = if tight { 20 } else { pick(random, &[1, 2, 3, 5, 8, 12, 20]) };
         let lengths = match random.random_range(0..20) {
+            _ if tight => Lengths::Short,
             0 => Lengths::Longest,
             1..=5 => Lengths::Long,
             _ => Lengths::Short,
@@ -199,9 +201,16 @@ impl Params {
             clients: random.random_range(1..=6),
             keys: (0..keys).map(|number| key(random, key_len, number, cores)).collect(),
             hot: pick(random, &[0.0, 0.2, 0.7]),
-            writes: pick(random, &[(0.5, 0.0), (0.3, 0.0), (0.4, 0.2), (0.2, 0.2), (0.05, 0.05), (0.8, 0.1)]),
+            writes: if tight {
+                pick(random, &[(0.5, 0.2), (0.4, 0.1), (0.6, 0.3)])
+            } else {
+                pick(random, &[(0.5, 0.0), (0.3, 0.0), (0.4, 0.2), (0.2, 0.2), (0.05, 0.05), (0.8, 0.1)])
+            },
             lengths,
-            value_len_max: pick(random, &[VALUE_LEN_MIN, 100, 600, 1_200]),
+            value_len_max: pick(
+                random,
+                if tight { &[600, 1_200] } else { &[VALUE_LEN_MIN, 100, 600, 1_200] },
+            ),
             checksum,
             loopback,
             one_source: random.random_bool(0.5),
@@ -214,7 +223,7 @@ impl Params {
                 Lengths::Longest => pick(random, &[8 << 20, 1_100 << 10]),
                 Lengths::Short | Lengths::Long => pick(random, &[8 << 20, 64 << 10, 21_000]),
             },
-            store_memory_len: if small_memory { 8 << 10 } else { long_memory },
+            store_memory_len: if tight { pick(random, &[4 << 10, 6 << 10]) } else { long_memory },
             core_interval: Duration::from_micros(pick(random, &[0, 0, 1, 20, 200, 1_000])),
             node_fault_interval: pick(random, &NODE_FAULT_INTERVALS),
             node_fault_weights,
@@ -224,7 +233,6 @@ impl Params {
     /// Draws one life of a client.
     #[must_use]
     pub fn draw_client(&self, random: &mut Xoshiro256PlusPlus) -> ClientParams {
-        let millis = Duration::from_millis;
         let session = SessionConfig {
             window: pick(random, &[1, 2, 3, 5, 8, 16, 32]),
             operations_max: pick(random, &[1, 1, 2, 5, 20, 255]),
@@ -234,15 +242,7 @@ impl Params {
             burst: random.random_range(1..=16),
             linger: Duration::from_micros(pick(random, &[0, 20, 200])),
             rto_floor: Duration::from_micros(pick(random, &[200, 1_000])),
-            timeout: match self.lengths {
-                Lengths::Short => {
-                    pick(random, &[millis(10), millis(50), millis(200), millis(1_000), millis(5_000)])
-                }
-                // A value of many pieces takes its time.
-                Lengths::Long | Lengths::Longest => {
-                    pick(random, &[millis(200), millis(1_000), millis(5_000)])
-                }
-            },
+            timeout: pick(random, self.timeouts()),
             ..SessionConfig::default()
         };
         let shortest = Duration::from_micros(pick(random, &[2, 10, 20, 50]));
@@ -252,6 +252,25 @@ impl Params {
             push_max: pick(random, &[1, 3, 10, 30]),
             lingers: random.random_bool(0.5),
             stride: (shortest, shortest * pick(random, &[8, 32, 100])),
+        }
+    }
+
+    /// Timeouts that a sound system keeps when all is well: what takes many turns takes its time.
+    const fn timeouts(&self) -> &'static [Duration] {
+        const ALL: [Duration; 5] = [
+            Duration::from_millis(10),
+            Duration::from_millis(50),
+            Duration::from_millis(200),
+            Duration::from_secs(1),
+            Duration::from_secs(5),
+        ];
+        let (_, slow) = ALL.split_at(2);
+        let (_, slowest) = slow.split_at(1);
+        let is_slow = self.core_interval.as_micros() >= 200;
+        match (self.lengths, is_slow) {
+            (Lengths::Short, false) => &ALL,
+            (Lengths::Short, true) | (_, false) => slow,
+            (_, true) => slowest,
         }
     }
 
@@ -272,6 +291,19 @@ impl Params {
         } else {
             pick(random, &LONG_VALUE_LENS)
         }
+    }
+
+    /// Whether it is known from the datagrams of a client what it has in flight. Pieces of long values are given up without
+    /// a word.
+    #[must_use]
+    pub fn watches_credit(&self) -> bool {
+        self.lengths == Lengths::Short && self.faults.datagram_len_max >= 1_452
+    }
+
+    /// Whether receive queues have room for handshakes beside what is credited.
+    #[must_use]
+    pub const fn watches_queues(&self) -> bool {
+        self.faults.queue_len >= 24 * 2_304
     }
 
     /// Where a client is.
@@ -326,10 +358,10 @@ fn faults(random: &mut Xoshiro256PlusPlus, checksum: bool, lengths: Lengths) -> 
         delay: (Duration::from_micros(5), longest.max(Duration::from_micros(5))),
         // From what Ethernet carries down to the least that clients try.
         datagram_len_max: pick(random, &[1_472, 1_472, 1_472, 1_452, 1_300, 1_232]),
-        // From two full datagrams to what nobody fills; the third is the kernel's default. Of a long value more pieces are
+        // From two full datagrams to what nobody fills; the fourth is the kernel's default. Of a long value more pieces are
         // asked for at once than the shortest have room for, which loses most of them each time.
         queue_len: match lengths {
-            Lengths::Short => pick(random, &[2 * 2_304, 10_000, 212_992, 212_992, 8 << 20]),
+            Lengths::Short => pick(random, &[2 * 2_304, 10_000, 24 * 2_304, 212_992, 212_992, 8 << 20]),
             Lengths::Long | Lengths::Longest => pick(random, &[212_992, 8 << 20]),
         },
     }

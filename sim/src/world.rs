@@ -9,7 +9,7 @@ use std::{fmt, net::SocketAddr, time::Duration};
 use linerate_client::{Ended, Operation, Outcome, PushError, Reason, Session};
 use linerate_dataplane::{
     Port,
-    sim::{Faults, PortId, SimNetwork, SimPort, mix},
+    sim::{Faults, PortId, SimNetwork, SimPort, Tapped, mix},
 };
 use linerate_proto::{
     session::{SessionConfig, TRANSFER_IDLE_MAX},
@@ -21,6 +21,7 @@ use rand::{RngExt, SeedableRng, rngs::Xoshiro256PlusPlus};
 use crate::{
     check::{Ask, Call, Checker, Rule, name},
     forge::{farewell, garbage},
+    monitor::{CreditMonitor, ProofMonitor},
     node::{Clock, Pace},
     run::Plan,
     swarm::{ClientParams, NodeFault, Params, magnitude, pick},
@@ -46,6 +47,12 @@ const SILENCE: Duration = Duration::from_millis(10);
 /// But at least this often.
 const STRIDE_MAX: Duration = Duration::from_millis(5);
 
+/// Share of the datagrams that is still lost when all else is well, at first.
+const MILD_LOSS: f64 = 0.05;
+
+/// A client that waits so long for an answer gets it in spite of that, and of clocks that were set back.
+const PATIENT: Duration = Duration::from_secs(5);
+
 /// Clocks are set back by this much in all, so that the wait for it is bounded.
 const BACK_MAX: Duration = Duration::from_secs(3);
 
@@ -65,12 +72,18 @@ pub(crate) struct World {
     clients: Vec<Client>,
     /// Somebody on the network who never speaks by itself.
     stranger: SimPort,
+    /// Room for what passed a port.
+    tapped: Vec<Tapped>,
     /// Outcomes so far; deliveries are hashed by the network.
     hash: u64,
     pushed: u32,
     next_fault_at: (u32, Duration),
     node_faults: [u64; NodeFault::ALL.len()],
     set_back: Duration,
+    /// Operations of patient clients, pushed when all was well, that were given up.
+    given_up: Vec<String>,
+    /// Tag of the first operation pushed when all was well.
+    first_healed: u64,
     /// Since when all is well.
     healed_at: Option<Duration>,
     pub(crate) stuck: Option<String>,
@@ -81,6 +94,9 @@ struct Server {
     cores: Vec<Core>,
     /// Addresses that have shaken hands, with the core.
     proven: Vec<(SocketAddr, u8)>,
+    proof: ProofMonitor,
+    /// Datagrams dropped at full receive queues until all was well.
+    overflowed_before: Option<u64>,
 }
 
 struct Core {
@@ -111,19 +127,28 @@ struct Life {
     pace: Pace,
     stride: Duration,
     heard_at: Duration,
+    credit: CreditMonitor,
 }
 
 /// How far a client is in the second half.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Stage {
-    /// What is open ends, and sessions are found again.
-    Settling,
-    /// A round that may still meet what the first half has left behind: so many operations to push.
+    /// What is open ends, and sessions are found again. So many operations are still to be pushed, into a network that
+    /// only loses a little.
+    Settling(u32),
+    /// A round that may still meet what the first half has left behind.
     Recovering(u32),
     /// A round of which each must end in a result.
     Proving(u32),
     /// Nothing is left to do.
     Done,
+}
+
+impl Stage {
+    /// Whether there are operations to push.
+    const fn has_more(self) -> bool {
+        matches!(self, Self::Settling(1..) | Self::Recovering(1..) | Self::Proving(1..))
+    }
 }
 
 impl World {
@@ -143,7 +168,7 @@ impl World {
             life: None,
             starts_at: magnitude(&mut random, Duration::from_nanos(100), Duration::from_millis(5)),
             open: 0,
-            stage: Stage::Settling,
+            stage: Stage::Settling(2 * params.keys.len() as u32),
         });
         Self {
             clients: clients.collect(),
@@ -156,11 +181,14 @@ impl World {
             server: None,
             server_starts_at: Duration::ZERO,
             stranger,
+            tapped: Vec::new(),
             hash: 0,
             pushed: 0,
             next_fault_at: (0, Duration::ZERO),
             node_faults: [0; NodeFault::ALL.len()],
             set_back: Duration::ZERO,
+            given_up: Vec::new(),
+            first_healed: 0,
             healed_at: None,
             stuck: None,
         }
@@ -266,6 +294,7 @@ impl World {
         self.say(format_args!("server starts, epoch {data_epoch:#x}"));
         let cores = (0..self.params.cores).map(|core| {
             let port = self.network.port(self.params.core_addr(core)).expect("the old port is unplugged");
+            self.network.tap(port.id());
             let sessions = SessionConfig {
                 secret,
                 boot_id,
@@ -282,11 +311,16 @@ impl World {
             let store = Store::new(self.params.store_memory_len, self.random.random());
             let published = Published::default();
             let worker = Worker::new(store.expect("memory for a small store"), sessions, published.clone());
-            let healed = self.healed_at.is_some();
-            let interval = if healed { Duration::ZERO } else { self.params.core_interval };
-            Core { worker, port, published, clock: Clock::new(), pace: Pace::new(self.now, interval) }
+            let pace = Pace::new(self.now, self.params.core_interval);
+            Core { worker, port, published, clock: Clock::new(), pace }
         });
-        self.server = Some(Server { data_epoch, cores: cores.collect(), proven: Vec::new() });
+        self.server = Some(Server {
+            data_epoch,
+            cores: cores.collect(),
+            proven: Vec::new(),
+            proof: ProofMonitor::default(),
+            overflowed_before: None,
+        });
     }
 
     /// Ends the server, and judges what it leaves behind.
@@ -316,6 +350,10 @@ impl World {
             let clock = core.clock.at(self.now);
             let count = core.worker.turn(&mut core.port, || clock).expect("a sim port never breaks");
             core.pace.turned(self.now, if count > 0 { BUSY_REST } else { IDLE_REST });
+            self.network.drain_tap(core.port.id(), &mut self.tapped);
+            for wrong in self.tapped.drain(..).filter_map(|tapped| server.proof.watch(&tapped)) {
+                self.checker.violate(Rule::Proof, wrong);
+            }
         }
     }
 
@@ -343,6 +381,9 @@ impl World {
         let port = self.network.port(client.addr).expect("the old port is unplugged");
         let cores: Vec<_> = (0..self.params.cores).map(|core| self.params.core_addr(core)).collect();
         let id = port.id();
+        if self.params.watches_credit() {
+            self.network.tap(id);
+        }
         let session = Session::attach(port, &cores, client.params.session, self.random.random());
         client.life = Some(Life {
             session,
@@ -351,6 +392,7 @@ impl World {
             pace: Pace::new(self.now, Duration::ZERO),
             stride: client.params.stride.0,
             heard_at: self.now,
+            credit: CreditMonitor::default(),
         });
         let (number, addr) = (client.number, client.addr);
         self.say(format_args!("client {number} starts at {addr}"));
@@ -385,29 +427,32 @@ impl World {
         let client = &mut self.clients[number];
         let Some(life) = &mut client.life else { return };
         let now = life.clock.at(self.now);
-        let proving = matches!(client.stage, Stage::Proving(_));
-        let (checker, hash, open) = (&mut self.checker, &mut self.hash, &mut client.open);
-        let (events, at) = (self.plan.events, self.now);
+        let stage = self.healed_at.map(|_| client.stage);
+        let patient = client.params.session.timeout >= PATIENT;
+        let (checker, hash, open, late) =
+            (&mut self.checker, &mut self.hash, &mut client.open, &mut self.given_up);
+        let (events, at, first_healed) = (self.plan.events, self.now, self.first_healed);
+        let mut gave_up = false;
         let mut sink = |ended: Ended<'_>| {
             let Ended { tag, outcome, version, data_epoch } = ended;
             *hash = [tag, outcome_word(outcome), version, data_epoch].into_iter().fold(*hash, mix);
             *open = open.saturating_sub(1);
             if let Some(events) = events {
-                events(
-                    at,
-                    format_args!(
-                        "client {number}: operation {tag} ended: {}, version {version}",
-                        name(outcome)
-                    ),
-                );
+                let end = name(outcome);
+                events(at, format_args!("client {number}: operation {tag} ended: {end}, version {version}"));
             }
-            let proves = match outcome {
-                Outcome::NotExecuted(reason) => is_fair(reason),
-                outcome => outcome != Outcome::OutcomeUnknown,
-            };
-            if proving && !proves {
-                let what = format!("client {number}: fresh operation {tag} ended as {outcome:?}");
-                checker.violate(Rule::Healed, what);
+            gave_up |= matches!(outcome, Outcome::NotExecuted(_) | Outcome::OutcomeUnknown);
+            let what = || format!("client {number}: fresh operation {tag} ended as {outcome:?}");
+            match stage {
+                Some(Stage::Proving(_)) if !is_proof(outcome) => checker.violate(Rule::Healed, what()),
+                Some(_)
+                    if patient
+                        && tag >= first_healed
+                        && outcome == Outcome::NotExecuted(Reason::Deadline) =>
+                {
+                    late.push(what());
+                }
+                _ => {}
             }
             checker.ended(ended);
         };
@@ -417,6 +462,16 @@ impl World {
             life.session.flush(now, &mut sink)
         };
         let arrived = arrived.expect("a sim port never breaks");
+        if gave_up {
+            life.credit.forget();
+        }
+        self.network.drain_tap(life.port, &mut self.tapped);
+        for wrong in self.tapped.drain(..).filter_map(|tapped| life.credit.watch(&tapped)) {
+            if let Some(events) = events {
+                events(at, format_args!("client {number}: {wrong}"));
+            }
+            self.checker.violate(Rule::Credit, format!("client {number}: {wrong}"));
+        }
         if arrived > 0
             && let Some(server) = &mut self.server
         {
@@ -427,23 +482,17 @@ impl World {
                 }
             }
         }
-        let (shortest, longest) = client.params.stride;
         if arrived > 0 || pushed {
-            (life.stride, life.heard_at) = (shortest, self.now);
+            (life.stride, life.heard_at) = (client.params.stride.0, self.now);
         } else {
             let silent = self.now > life.heard_at + SILENCE;
-            life.stride = (life.stride * 2).min(if silent { STRIDE_MAX } else { longest });
+            let longest = if silent { STRIDE_MAX } else { client.params.stride.1 };
+            life.stride = (life.stride * 2).min(longest);
         }
-        let idle = client.open == 0 && life.session.is_open() && self.healed_at.is_some();
-        let rest = if idle && client.stage != Stage::Done && !matches!(client.stage, Stage::Settling) {
-            shortest
-        } else if idle {
-            CLIENT_IDLE_REST
-        } else {
-            life.stride
-        };
+        let idle = client.open == 0 && life.session.is_open() && !client.stage.has_more();
+        let rest = if idle && stage.is_some() { CLIENT_IDLE_REST } else { life.stride };
         life.pace.turned(self.now, rest);
-        if self.healed_at.is_some() {
+        if stage.is_some() {
             self.advance_stage(number);
         }
     }
@@ -455,15 +504,18 @@ impl World {
             let client = &self.clients[number];
             let (allowed, next) = match (self.healed_at, client.stage) {
                 (None, _) => (self.pushed < self.plan.ops, None),
-                (Some(_), Stage::Recovering(left) | Stage::Proving(left)) => (left > 0, Some(left)),
-                (Some(_), Stage::Settling | Stage::Done) => (false, None),
+                (Some(_), Stage::Settling(left) | Stage::Recovering(left) | Stage::Proving(left)) => {
+                    (left > 0, Some(left))
+                }
+                (Some(_), Stage::Done) => (false, None),
             };
             if !allowed || client.open >= client.params.open_max || !self.push(number, next) {
                 break;
             }
             pushed = true;
             self.pushed += 1;
-            if let Stage::Recovering(left) | Stage::Proving(left) = &mut self.clients[number].stage
+            if let Stage::Settling(left) | Stage::Recovering(left) | Stage::Proving(left) =
+                &mut self.clients[number].stage
                 && next.is_some()
             {
                 *left -= 1;
@@ -658,19 +710,36 @@ impl World {
     /// Ends all faults.
     fn heal(&mut self) {
         self.say(format_args!("all is well"));
-        let Faults { queue_len, datagram_len_max, .. } = self.params.faults;
-        self.network.set_faults(Faults { queue_len, datagram_len_max, ..Faults::NONE });
+        // What is lost now must be sent again: without a loss nobody would notice that it is not.
+        self.network.set_faults(Faults { loss: MILD_LOSS, ..self.faultless() });
         self.network.clear_obstacles();
         self.healed_at = Some(self.now);
+        self.first_healed = self.checker.next_tag().into();
         self.server_starts_at = self.server_starts_at.min(self.now);
         for core in self.server.iter_mut().flat_map(|server| &mut server.cores) {
-            core.pace.heal(self.now);
+            core.pace.heal(self.now, self.params.core_interval);
         }
         for client in &mut self.clients {
             client.starts_at = client.starts_at.min(self.now);
             if let Some(life) = &mut client.life {
-                life.pace.heal(self.now);
+                life.pace.heal(self.now, Duration::ZERO);
             }
+        }
+    }
+
+    /// The network with nothing wrong: its paths and queues are as they are.
+    fn faultless(&self) -> Faults {
+        let Faults { queue_len, datagram_len_max, .. } = self.params.faults;
+        Faults { queue_len, datagram_len_max, ..Faults::NONE }
+    }
+
+    /// Ends the last losses, once everybody has had time to find a session.
+    fn settle(&mut self) {
+        self.say(format_args!("nothing is lost any more"));
+        self.network.set_faults(self.faultless());
+        let overflowed = self.server_sum(Statistic::RxOverflowDrops);
+        if let Some(server) = &mut self.server {
+            server.overflowed_before = Some(overflowed);
         }
     }
 
@@ -685,7 +754,8 @@ impl World {
             return;
         }
         client.stage = match client.stage {
-            Stage::Settling if settled && is_open => Stage::Recovering(round + missing),
+            // Whoever found no session in time goes on without this round.
+            Stage::Settling(_) if settled && is_open => Stage::Recovering(round + missing),
             Stage::Recovering(0) if is_open => Stage::Proving(round),
             Stage::Proving(0) => Stage::Done,
             same => same,
@@ -696,9 +766,15 @@ impl World {
     fn finish(&mut self) {
         let longest_timeout = Duration::from_secs(5);
         let patience = self.params.lease * 2 + longest_timeout + self.set_back * 2 + Duration::from_secs(20);
+        let refused_at_first = self.server_sum(Statistic::SessionsRefused);
+        let settled_at = self.now + SETTLE;
+        while self.now < settled_at {
+            self.step();
+        }
+        self.settle();
         let mut deadline = self.now + patience;
         let mut done_before = 0;
-        let mut refused_before = 0;
+        let mut refused_before = refused_at_first;
         loop {
             self.step();
             let done = self.clients.iter().filter(|client| client.stage == Stage::Done).count();
@@ -728,7 +804,24 @@ impl World {
         if open > 0 {
             self.checker.violate(Rule::Ends, format!("{open} operations have never ended"));
         }
+        // Where there was no room for all sessions, an operation may have waited for one in vain.
+        if self.server_sum(Statistic::SessionsRefused) == refused_at_first {
+            for what in std::mem::take(&mut self.given_up) {
+                self.checker.violate(Rule::Healed, what);
+            }
+        }
+        self.check_queues();
         self.check_staging();
+    }
+
+    /// What was credited fits the receive queues.
+    fn check_queues(&mut self) {
+        let overflowed = self.server_sum(Statistic::RxOverflowDrops);
+        let before = self.server.as_ref().and_then(|server| server.overflowed_before);
+        if self.params.watches_queues() && before.is_some_and(|before| overflowed > before) {
+            self.checker
+                .violate(Rule::Credit, format!("{overflowed} datagrams overflowed, {before:?} before"));
+        }
     }
 
     /// Waits until pieces of long values that nobody will complete must be forgotten, and looks whether they are.
@@ -774,10 +867,15 @@ impl Client {
     }
 }
 
-/// Whether a sound system refuses an operation for this reason: it has no memory left for it, or others keep replacing
-/// a value of many pieces.
-const fn is_fair(reason: Reason) -> bool {
-    matches!(reason, Reason::NoSpace | Reason::StagingFull | Reason::Changed)
+/// Whether an operation may end so when all is well: in a result, or refused because there is no memory left for it or
+/// others keep replacing a value of many pieces.
+const fn is_proof(outcome: Outcome<'_>) -> bool {
+    match outcome {
+        Outcome::NotExecuted(reason) => {
+            matches!(reason, Reason::NoSpace | Reason::StagingFull | Reason::Changed)
+        }
+        outcome => !matches!(outcome, Outcome::OutcomeUnknown),
+    }
 }
 
 /// An outcome as one word of the trace.

@@ -66,6 +66,17 @@ pub struct NetworkEvent {
     pub bytes: Rc<[u8]>,
 }
 
+/// A datagram that passed a tapped port.
+#[derive(Clone, Debug)]
+pub struct Tapped {
+    /// Whether the port has sent it; otherwise its owner has taken it.
+    pub sent: bool,
+    /// The other side.
+    pub peer: SocketAddr,
+    /// UDP payload.
+    pub bytes: Rc<[u8]>,
+}
+
 #[derive(Debug)]
 struct Network {
     now: Duration,
@@ -93,6 +104,7 @@ struct Plugged {
     queue_len: usize,
     overflow_drops: u64,
     peers: Vec<SimPeer>,
+    tap: Option<Vec<Tapped>>,
 }
 
 /// An address that a port has to do with.
@@ -243,6 +255,20 @@ impl SimNetwork {
         network.plugged(port)?.peers.iter().find(|peer| peer.addr == to)?.last_sent.clone()
     }
 
+    /// Keeps what passes a port from now on, for [`drain_tap`](Self::drain_tap).
+    pub fn tap(&self, port: PortId) {
+        if let Some(plugged) = self.0.borrow_mut().plugged_mut(port) {
+            plugged.tap.get_or_insert_default();
+        }
+    }
+
+    /// Moves what has passed a tapped port since the last call to the end of `out`, in order.
+    pub fn drain_tap(&self, port: PortId, out: &mut Vec<Tapped>) {
+        if let Some(tap) = self.0.borrow_mut().plugged_mut(port).and_then(|plugged| plugged.tap.as_mut()) {
+            out.append(tap);
+        }
+    }
+
     /// A hash of all deliveries so far: their times, addresses and bytes, in order.
     #[must_use]
     pub fn trace_hash(&self) -> u64 {
@@ -276,6 +302,7 @@ impl Network {
             queue_len: 0,
             overflow_drops: 0,
             peers: Vec::new(),
+            tap: None,
         };
         let socket = self.ports.iter().position(Option::is_none).unwrap_or(self.ports.len());
         if socket == self.ports.len() {
@@ -328,6 +355,9 @@ impl Network {
         let Some(plugged) = self.plugged_mut(port) else { return };
         let from = plugged.addr;
         let bytes: Rc<[u8]> = bytes.into();
+        if let Some(tap) = &mut plugged.tap {
+            tap.push(Tapped { sent: true, peer: to, bytes: Rc::clone(&bytes) });
+        }
         let peer = plugged.peer(to);
         peer.traffic.tx_bytes += bytes.len() as u64;
         peer.last_sent = Some(Rc::clone(&bytes));
@@ -489,6 +519,9 @@ impl Network {
         let (from, bytes) = plugged.queue.pop_front()?;
         plugged.queue_len -= charge(bytes.len());
         plugged.peer(from).traffic.rx_bytes += bytes.len() as u64;
+        if let Some(tap) = &mut plugged.tap {
+            tap.push(Tapped { sent: false, peer: from, bytes: Rc::clone(&bytes) });
+        }
         Some((from, bytes))
     }
 
@@ -691,6 +724,24 @@ mod tests {
         send(&mut a, 2, b"free");
         network.advance(millis(1));
         assert_eq!(receive(&mut b), [b"free"]);
+    }
+
+    #[test]
+    fn a_tap_shows_what_passes_a_port() {
+        let network = SimNetwork::new(1, Faults::NONE);
+        let (mut a, mut b) = (network.port(addr(1)).unwrap(), network.port(addr(2)).unwrap());
+        network.tap(a.id());
+        send(&mut a, 2, b"question");
+        send(&mut b, 1, b"answer");
+        network.advance(Duration::from_millis(1));
+        let mut tapped = Vec::new();
+        network.drain_tap(a.id(), &mut tapped);
+        assert_eq!(tapped.len(), 1, "the answer waits to be taken");
+        receive(&mut a);
+        network.drain_tap(a.id(), &mut tapped);
+        network.drain_tap(b.id(), &mut tapped);
+        let seen: Vec<_> = tapped.iter().map(|tapped| (tapped.sent, tapped.peer, &*tapped.bytes)).collect();
+        assert_eq!(seen, [(true, addr(2), b"question".as_slice()), (false, addr(2), b"answer")]);
     }
 
     /// Goal: what people are shown is what happened. Method: one datagram delivered and one into the void.

@@ -78,6 +78,10 @@ pub enum Rule {
     Books,
     /// Nobody gets more bytes than it sent before it has proven its address.
     Amplification,
+    /// A session is opened only to an address that was told a cookie for it.
+    Proof,
+    /// No more is in flight than was credited, and so nothing overflows once all is well.
+    Credit,
     /// Once all is well again, operations end in results.
     Healed,
     /// The code under test does not panic.
