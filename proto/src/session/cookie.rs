@@ -46,6 +46,7 @@ impl Keys {
     fn cookie_of(&self, period: u64, addr: &SocketAddr, nonce: &Nonce) -> Cookie {
         let mut hasher = SipHasher24::new_with_key(&self.secret);
         hasher.write(b"cookie");
+        // All cores have the same secret: what was asked of one must not open a session with another.
         hasher.write(&[self.core]);
         if !is_active(Mutant::CookieNotBound) {
             match addr.ip() {
