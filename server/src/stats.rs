@@ -12,7 +12,7 @@ use linerate_dataplane::PortCounters;
 use linerate_proto::{
     DropReason, Drops,
     session::SessionTable,
-    wire::{STAT_COUNT, STAT_NAMES, Statistic},
+    wire::{STAT_COUNT, Statistic},
 };
 use nix::{
     time::{ClockId, clock_gettime},
@@ -32,6 +32,8 @@ pub(crate) struct WorkerCounters {
     pub(crate) wrong_core: u64,
     pub(crate) requests: u64,
     pub(crate) replays: u64,
+    pub(crate) requests_refused: u64,
+    pub(crate) controls: u64,
 }
 
 /// The latest statistics of one core: written by its worker at least twenty times a second, read by anybody.
@@ -47,7 +49,7 @@ impl Default for Published {
 }
 
 impl Published {
-    /// All statistics in the order of [`STAT_NAMES`].
+    /// All statistics in the order of [`STAT_NAMES`](linerate_proto::wire::STAT_NAMES).
     #[must_use]
     pub fn values(&self) -> [u64; STAT_COUNT] {
         std::array::from_fn(|index| self.0[index].load(Ordering::Relaxed))
@@ -75,6 +77,8 @@ impl Published {
         set(Statistic::WrongCore, worker.wrong_core);
         set(Statistic::Requests, worker.requests);
         set(Statistic::Replays, worker.replays);
+        set(Statistic::RequestsRefused, worker.requests_refused);
+        set(Statistic::Controls, worker.controls);
         set(Statistic::Sessions, sessions.count() as u64);
         set(Statistic::SessionsOpened, sessions.opened());
         set(Statistic::SessionsRefused, sessions.refused());
@@ -134,10 +138,22 @@ pub fn sum(cores: impl IntoIterator<Item = [u64; STAT_COUNT]>) -> [u64; STAT_COU
 /// Datagrams dropped for any reason, in words: `3 malformed, 1 stale`; empty when there were none.
 #[must_use]
 pub fn drops_in_words(values: &[u64; STAT_COUNT]) -> String {
-    let start = Statistic::DropTruncated as usize;
-    let drops = start..start + DropReason::ALL.len();
-    let named = STAT_NAMES[drops.clone()].iter().zip(&values[drops]).filter(|&(_, &count)| count > 0);
-    named.map(|(name, count)| format!("{count} {}", &name["drop_".len()..])).collect::<Vec<_>>().join(", ")
+    let counts = DropReason::ALL.into_iter().zip(drops(values)).filter(|&(_, &count)| count > 0);
+    counts.map(|(reason, count)| format!("{count} {}", reason.name())).collect::<Vec<_>>().join(", ")
+}
+
+/// Datagrams dropped, in the order of [`DropReason::ALL`].
+#[must_use]
+pub fn drops(values: &[u64; STAT_COUNT]) -> &[u64; DropReason::ALL.len()] {
+    values[Statistic::DropTruncated as usize..].first_chunk().expect("each reason has a statistic")
+}
+
+/// Datagrams whose fate is known: executed, answered again, refused, understood otherwise, or dropped for a reason. At
+/// rest these are all that were received.
+#[must_use]
+pub fn accounted(values: &[u64; STAT_COUNT]) -> u64 {
+    let taken = [Statistic::Requests, Statistic::Replays, Statistic::RequestsRefused, Statistic::Controls];
+    taken.into_iter().map(|statistic| values[statistic as usize]).chain(drops(values).iter().copied()).sum()
 }
 
 /// CPU time of the calling thread in nanoseconds; 0 if the kernel does not tell.
@@ -159,6 +175,16 @@ pub fn process_rss_len() -> u64 {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    /// Goal: words name reasons, and nothing that stands behind them. Method: all statistics have a number.
+    #[test]
+    fn drops_are_those_with_a_reason() {
+        let words = drops_in_words(&[2; STAT_COUNT]);
+        assert!(words.starts_with("2 truncated, 2 oversized, "), "{words}");
+        assert!(words.ends_with(", 2 no_room, 2 budget"), "{words}");
+        assert_eq!(words.split(", ").count(), DropReason::ALL.len());
+        assert_eq!(drops_in_words(&[0; STAT_COUNT]), "");
+    }
 
     /// Goal: both clocks and memory are those of this thread and process. Method: work shows in the one, touched memory
     /// in the other.

@@ -590,6 +590,7 @@ impl Worker {
     /// Refuses all operations of a request for good; a write's slot keeps the refusal, so that no late duplicate is
     /// executed after the client was told.
     fn refuse(&mut self, header: &RequestHeader, reason: Reason, reply: &Reply<'_>, outbox: &mut Outbox) {
+        self.counters.requests_refused += 1;
         self.counters.wrong_core += u64::from(header.count);
         let result = OpResult::NotExecuted(reason);
         if is_write(header) {
@@ -618,9 +619,8 @@ impl Worker {
     ) -> Result<(), DropReason> {
         let Datagram { peer, bytes } = datagram;
         let (common, body) = wire::open(bytes)?;
-        let Some(slot) = outbox.begin(peer, DATAGRAM_LEN_MAX) else {
-            return Ok(()); // As good as lost on the way: the client asks again.
-        };
+        // As good as lost on the way: the client asks again.
+        let slot = outbox.begin(peer, DATAGRAM_LEN_MAX).ok_or(DropReason::NoRoom)?;
         let len = match common.kind {
             Kind::PING | Kind::STATS => {
                 if body.len() < size_of::<Ping>() - size_of::<Common>() {
@@ -654,9 +654,13 @@ impl Worker {
             }
             _ => match self.sessions.control(now, bytes, &peer.addr, peer.is_stream(), slot.bytes)? {
                 Control::Answer(len) => len,
-                Control::Done => return Ok(()),
+                Control::Done => {
+                    self.counters.controls += 1;
+                    return Ok(());
+                }
             },
         };
+        self.counters.controls += 1;
         outbox.commit(len);
         Ok(())
     }

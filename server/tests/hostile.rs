@@ -24,7 +24,12 @@ use linerate_proto::{
         TRAILER_LEN,
     },
 };
-use linerate_server::{Server, ServerConfig, stats::Published, store::Store, worker::Worker};
+use linerate_server::{
+    Server, ServerConfig,
+    stats::{self, Published, accounted},
+    store::Store,
+    worker::Worker,
+};
 use rand::{Rng, RngExt, SeedableRng, rngs::StdRng};
 use zerocopy::{FromBytes, FromZeros, IntoBytes};
 
@@ -360,11 +365,13 @@ impl Sim {
         assert_eq!(outcomes, [true, true], "a normal client is served");
         drop(session);
         self.serve();
+        let stats = self.stats();
+        assert_eq!(accounted(&stats), stats[Statistic::RxDatagrams as usize], "all that has ever arrived");
     }
 }
 
 fn drops(stats: &[u64; STAT_COUNT]) -> Vec<u64> {
-    stats[Statistic::DropTruncated as usize..][..DropReason::ALL.len()].to_vec()
+    stats::drops(stats).to_vec()
 }
 
 fn addr(host: u8, port: u16) -> SocketAddr {

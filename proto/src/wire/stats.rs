@@ -1,4 +1,7 @@
 //! The counters that a core tells its clients: an array of numbers in a fixed order that only ever grows at its end.
+//!
+//! Nothing arrives without a trace: at rest, the datagrams received are the requests executed, replayed and refused, the
+//! controls, and those dropped for any reason.
 
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned, network_endian as be};
 
@@ -115,6 +118,10 @@ statistics! {
     SessionsFenced = "sessions_fenced",
     /// Bytes of long values that are being received now.
     StagedBytes = "staged_bytes",
+    /// Requests refused because another core owns a key of theirs.
+    RequestsRefused = "requests_refused",
+    /// Datagrams other than requests that were understood: handshakes, pings, questions for statistics, goodbyes.
+    Controls = "controls",
 }
 
 /// Number of statistics.
@@ -143,7 +150,7 @@ mod tests {
     /// their own order in one piece.
     #[test]
     fn places_are_golden() {
-        assert_eq!(STAT_COUNT, 49);
+        assert_eq!(STAT_COUNT, 51);
         assert_eq!(STAT_NAMES[Statistic::Gets as usize], "gets");
         assert_eq!(STAT_NAMES[8], "sessions");
         assert_eq!(STAT_NAMES[23], "rx_overflow_drops");
