@@ -18,11 +18,15 @@ mutants() {
   cargo run --profile sim --locked -p linerate-sim --features mutants -- --mutants
   cargo test --profile sim --locked -p linerate-bench --features mutants --test mutants
 }
+# Ten million hostile datagrams at a live server, in seconds instead of the minutes of a debug build.
+hostile() {
+  LINERATE_HOSTILE_DATAGRAMS=10_000_000 cargo test --profile sim --locked -p linerate-bench --test hostile_load -- --nocapture
+}
 # The README's first command, shortened: it must run anywhere and end by itself.
 demo() { cargo run --release --locked --bin linerate-bench -- demo --duration 1 --records 50000; }
 
 if [ $# -eq 0 ]; then
-  set -- fmt scripts clippy doc tests sim mutants demo
+  set -- fmt scripts clippy doc tests sim mutants hostile demo
   # cargo-deny is a program of its own; .ci/run installs it, a developer may do without.
   if cargo deny --version >/dev/null 2>&1; then set -- "$@" deny; else echo 'not run: deny (cargo-deny is not installed)'; fi
 fi
