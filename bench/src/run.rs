@@ -13,7 +13,7 @@ use std::{
 
 use anyhow::Context;
 use indicatif::{ProgressBar, ProgressStyle};
-use linerate_client::{ConnectError, Session, SessionConfig};
+use linerate_client::{ConnectError, Order, Session, SessionConfig};
 use linerate_dataplane::{FaultyPort, Port, UdpPort, pin::pin_to_core};
 use linerate_proto::wire::{STAT_COUNT, Statistic};
 use linerate_server::{
@@ -88,7 +88,9 @@ fn run_over<P: Port>(
     let checker = if options.checks() { Some(start_check(options, &servers, &look)?) } else { None };
     let checker = checker.as_ref();
     store_records(options, stop, cpus.clients[0], checker, || {
-        connect(&servers, SessionConfig { operations_max: u8::MAX, ..options.session() }, 0)
+        // Each record is stored once: whatever order the load has, none is needed here, and one would take long.
+        let config = SessionConfig { operations_max: u8::MAX, order: Order::None, ..options.session() };
+        connect(&servers, config, 0)
     })?;
     let rss_grown = process_rss_len().saturating_sub(rss_before);
 
