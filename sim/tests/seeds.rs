@@ -8,7 +8,7 @@ use linerate_sim::{
 };
 
 /// Fewer operations than usual: these tests also run without optimisation.
-const PLAN: Plan = Plan { ops: 1_000, events: None };
+const PLAN: Plan = Plan { ops: 500, events: None };
 
 /// Goal: the system withstands all faults, and all faults happen. Method: seeds, of which no operation may be wrong and
 /// none may be left, and the sum of what befell them.
