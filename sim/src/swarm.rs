@@ -131,6 +131,8 @@ pub struct Params {
     pub hot: f64,
     /// Shares of puts and of deletes; the rest are gets.
     pub writes: (f64, f64),
+    /// Whether there is not memory enough for all keys.
+    pub tight: bool,
     /// How long values can be.
     pub lengths: Lengths,
     /// Longest of the values that fit a datagram; lengths above are cut to it.
@@ -182,13 +184,13 @@ impl Params {
         let loopback = random.random_bool(0.4);
         let checksum = !loopback || random.random_bool(0.5);
         let key_len = pick(random, &KEY_LENS);
-        // Not enough memory for all keys, so that puts are refused, and deletes make room.
+        // Puts are refused then, and deletes make room again.
         let tight = random.random_bool(0.25);
         let keys = if tight { 20 } else { pick(random, &[1, 2, 3, 5, 8, 12, 20]) };
-        let lengths = match random.random_range(0..20) {
+        let lengths = match random.random_range(0..40) {
             _ if tight => Lengths::Short,
             0 => Lengths::Longest,
-            1..=5 => Lengths::Long,
+            1..=9 => Lengths::Long,
             _ => Lengths::Short,
         };
         let long_memory = if lengths == Lengths::Longest { 12 << 20 } else { 1 << 20 };
@@ -202,10 +204,11 @@ impl Params {
             keys: (0..keys).map(|number| key(random, key_len, number, cores)).collect(),
             hot: pick(random, &[0.0, 0.2, 0.7]),
             writes: if tight {
-                pick(random, &[(0.5, 0.2), (0.4, 0.1), (0.6, 0.3)])
+                pick(random, &[(0.5, 0.3), (0.4, 0.2), (0.6, 0.3)])
             } else {
                 pick(random, &[(0.5, 0.0), (0.3, 0.0), (0.4, 0.2), (0.2, 0.2), (0.05, 0.05), (0.8, 0.1)])
             },
+            tight,
             lengths,
             value_len_max: pick(
                 random,
@@ -214,8 +217,8 @@ impl Params {
             checksum,
             loopback,
             one_source: random.random_bool(0.5),
-            faults: faults(random, checksum, lengths),
-            lease: Duration::from_secs(pick(random, &[1, 1, 2, 5, 20, 60])),
+            faults: faults(random, checksum, lengths, tight),
+            lease: Duration::from_secs(pick(random, &[1, 1, 1, 2, 5, 20, 60])),
             // A slot takes some hundred bytes: from two slots of one session to more than are ever asked for.
             sessions_memory_len: pick(random, &[1 << 20, 1 << 20, 1 << 20, 30_000, 10_000, 3_000]),
             // Room for the longest value at least, and not for many.
@@ -224,7 +227,11 @@ impl Params {
                 Lengths::Short | Lengths::Long => pick(random, &[8 << 20, 64 << 10, 21_000]),
             },
             store_memory_len: if tight { pick(random, &[4 << 10, 6 << 10]) } else { long_memory },
-            core_interval: Duration::from_micros(pick(random, &[0, 0, 1, 20, 200, 1_000])),
+            // The longest values take a thousand datagrams and more, which no slow core answers within a timeout.
+            core_interval: Duration::from_micros(match lengths {
+                Lengths::Short | Lengths::Long => pick(random, &[0, 0, 1, 20, 200, 1_000]),
+                Lengths::Longest => pick(random, &[0, 1, 20]),
+            }),
             node_fault_interval: pick(random, &NODE_FAULT_INTERVALS),
             node_fault_weights,
         }
@@ -235,7 +242,8 @@ impl Params {
     pub fn draw_client(&self, random: &mut Xoshiro256PlusPlus) -> ClientParams {
         let session = SessionConfig {
             window: pick(random, &[1, 2, 3, 5, 8, 16, 32]),
-            operations_max: pick(random, &[1, 1, 2, 5, 20, 255]),
+            // Where puts are refused, some requests are refused as a whole.
+            operations_max: pick(random, if self.tight { &[1, 1, 2] } else { &[1, 1, 2, 5, 20, 255] }),
             checksum: self.checksum,
             versions: true,
             order: pick(random, &[Order::None, Order::None, Order::None, Order::Key, Order::Strict]),
@@ -245,13 +253,13 @@ impl Params {
             timeout: pick(random, self.timeouts()),
             ..SessionConfig::default()
         };
-        let shortest = Duration::from_micros(pick(random, &[2, 10, 20, 50]));
+        let shortest = Duration::from_micros(pick(random, &[5, 20, 50]));
         ClientParams {
             session,
             open_max: pick(random, &[1, 2, 8, 32, 100]),
             push_max: pick(random, &[1, 3, 10, 30]),
             lingers: random.random_bool(0.5),
-            stride: (shortest, shortest * pick(random, &[8, 32, 100])),
+            stride: (shortest, shortest * pick(random, &[8, 32])),
         }
     }
 
@@ -269,8 +277,8 @@ impl Params {
         let is_slow = self.core_interval.as_micros() >= 200;
         match (self.lengths, is_slow) {
             (Lengths::Short, false) => &ALL,
-            (Lengths::Short, true) | (_, false) => slow,
-            (_, true) => slowest,
+            (Lengths::Short, true) | (Lengths::Long, false) => slow,
+            (Lengths::Long, true) | (Lengths::Longest, _) => slowest,
         }
     }
 
@@ -280,7 +288,8 @@ impl Params {
         let inline = Operation::inline_value_len_max(self.keys[usize::from(key)].bytes.len());
         let is_long = self.lengths != Lengths::Short && random.random_bool(0.2);
         if !is_long {
-            return pick(random, &VALUE_LENS).min(self.value_len_max).min(inline);
+            let lens: &[usize] = if self.tight { &[100, 600, 1_200] } else { &VALUE_LENS };
+            return pick(random, lens).min(self.value_len_max).min(inline);
         }
         if self.lengths == Lengths::Longest && random.random_bool(0.05) {
             return pick(random, &[VALUE_LEN_MAX - 1, VALUE_LEN_MAX, 300_000]);
@@ -340,21 +349,22 @@ fn key(random: &mut Xoshiro256PlusPlus, len: usize, number: u8, cores: u8) -> Ru
     RunKey { bytes, shard }
 }
 
-fn faults(random: &mut Xoshiro256PlusPlus, checksum: bool, lengths: Lengths) -> Faults {
+fn faults(random: &mut Xoshiro256PlusPlus, checksum: bool, lengths: Lengths, tight: bool) -> Faults {
     let longest = magnitude(random, Duration::from_micros(5), Duration::from_millis(2));
     let mut share = |most: f64, allowed: bool| {
         if !allowed || random.random_bool(0.4) { 0.0 } else { random.random_range(0.0..most) }
     };
     Faults {
         loss: share(0.3, true),
-        duplication: share(0.3, true),
+        // What was refused may come again when there is room.
+        duplication: share(0.3, true).max(if tight { 0.1 } else { 0.0 }),
         reordering: share(0.3, true),
         corruption: share(0.3, checksum),
         truncation: share(0.3, checksum),
         misdelivery: share(0.3, true),
         spoofing: share(0.3, true),
         replay: share(0.3, true),
-        tail: (share(0.3, true), Duration::from_millis(8)),
+        tail: (share(0.3, true).max(if tight { 0.1 } else { 0.0 }), Duration::from_millis(8)),
         delay: (Duration::from_micros(5), longest.max(Duration::from_micros(5))),
         // From what Ethernet carries down to the least that clients try.
         datagram_len_max: pick(random, &[1_472, 1_472, 1_472, 1_452, 1_300, 1_232]),

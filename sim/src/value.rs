@@ -39,10 +39,12 @@ pub fn write_value(out: &mut Vec<u8>, origin: Origin, len: usize) {
     out.resize(len.max(VALUE_LEN_MIN), 0);
     let (head, filling) = out.split_at_mut(size_of::<Head>());
     let mut word = mix(origin.tag.into(), 0);
-    for chunk in filling.chunks_mut(8) {
-        chunk.copy_from_slice(&word.to_le_bytes()[..chunk.len()]);
-        word = word.rotate_left(7).wrapping_mul(5);
+    let (words, rest) = filling.as_chunks_mut::<8>();
+    for filled in words {
+        *filled = word.to_le_bytes();
+        word = word.wrapping_mul(5).wrapping_add(1);
     }
+    rest.copy_from_slice(&word.to_le_bytes()[..rest.len()]);
     let mut written = Head {
         key: origin.key.into(),
         writer: origin.writer.into(),

@@ -30,9 +30,9 @@ use crate::{
 };
 
 /// The first half ends after this much time, however few operations there were: what is left is pushed in the second.
-const LOAD_TIME_MAX: Duration = Duration::from_secs(120);
+const LOAD_TIME_MAX: Duration = Duration::from_secs(60);
 
-/// A turn that had work is followed by another after this, for what was held back for company.
+/// A turn that had more than one datagram is followed by another after this, for what was held back for company.
 const BUSY_REST: Duration = Duration::from_micros(1);
 
 /// A core without work looks after its leases this often.
@@ -41,11 +41,11 @@ const IDLE_REST: Duration = Duration::from_millis(100);
 /// A client that waits for nothing takes a turn this often, for keep-alives.
 const CLIENT_IDLE_REST: Duration = Duration::from_millis(20);
 
-/// A client that has not heard anything for so long looks less and less often.
-const SILENCE: Duration = Duration::from_millis(10);
-
-/// But at least this often.
-const STRIDE_MAX: Duration = Duration::from_millis(5);
+/// A client that has not heard anything for so long looks less and less often, but at least so often.
+const SILENCES: [(Duration, Duration); 2] = [
+    (Duration::from_millis(300), Duration::from_millis(10)),
+    (Duration::from_millis(2), Duration::from_millis(2)),
+];
 
 /// Share of the datagrams that is still lost when all else is well, at first.
 const MILD_LOSS: f64 = 0.05;
@@ -349,7 +349,7 @@ impl World {
             }
             let clock = core.clock.at(self.now);
             let count = core.worker.turn(&mut core.port, || clock).expect("a sim port never breaks");
-            core.pace.turned(self.now, if count > 0 { BUSY_REST } else { IDLE_REST });
+            core.pace.turned(self.now, if count > 1 { BUSY_REST } else { IDLE_REST });
             self.network.drain_tap(core.port.id(), &mut self.tapped);
             for wrong in self.tapped.drain(..).filter_map(|tapped| server.proof.watch(&tapped)) {
                 self.checker.violate(Rule::Proof, wrong);
@@ -485,8 +485,9 @@ impl World {
         if arrived > 0 || pushed {
             (life.stride, life.heard_at) = (client.params.stride.0, self.now);
         } else {
-            let silent = self.now > life.heard_at + SILENCE;
-            let longest = if silent { STRIDE_MAX } else { client.params.stride.1 };
+            let silence = self.now - life.heard_at;
+            let slack = SILENCES.iter().find(|(after, _)| silence > *after);
+            let longest = slack.map_or(client.params.stride.1, |&(_, longest)| longest);
             life.stride = (life.stride * 2).min(longest);
         }
         let idle = client.open == 0 && life.session.is_open() && !client.stage.has_more();
@@ -609,7 +610,7 @@ impl World {
         let short = draw(&mut self.random, Duration::from_millis(300));
         // Now and then for longer than anybody's patience.
         let beyond_lease = self.params.lease.mul_f64(self.random.random_range(1.0..1.5));
-        let pause = if self.random.random_bool(0.1) { beyond_lease } else { short };
+        let pause = if self.random.random_bool(0.15) { beyond_lease } else { short };
         self.say(format_args!("{fault:?}: core {core}, client {number}, {on_core}, {short:?}, {pause:?}"));
         let (now, until) = (self.now, self.now + pause);
         match fault {
@@ -639,8 +640,12 @@ impl World {
             }
             NodeFault::ClockForward | NodeFault::ClockBack => {
                 let back = fault == NodeFault::ClockBack;
-                let longest = if back { Duration::from_millis(500) } else { self.params.lease * 3 };
-                let by = draw(&mut self.random, longest);
+                let by = match back {
+                    true => draw(&mut self.random, Duration::from_millis(500)),
+                    // All of a core's leases run out at once.
+                    false if self.random.random_bool(0.5) => beyond_lease + Duration::from_secs(1),
+                    false => draw(&mut self.random, self.params.lease),
+                };
                 if back && self.set_back + by > BACK_MAX {
                     return false;
                 }
