@@ -43,7 +43,8 @@ const ROWS: usize = (u32::BITS - COLUMNS.ilog2() + 1) as usize;
 const LAST_TRIES: usize = 16;
 
 /// Blocks that one `compact` looks at, and granules (512 KiB) that it moves, at most. Both bound the pause at some ten
-/// microseconds: each block costs about two cache misses, here and in the index.
+/// microseconds, or a hundred when the last item moved is one of 1 MiB: each block costs about two cache misses, here and
+/// in the index.
 const COMPACT_BLOCKS_MAX: u32 = 256;
 const COMPACT_GRANULES_MAX: u32 = 32_768;
 
@@ -147,24 +148,24 @@ impl Arena {
     /// Moves the start of the arena up by `count` granules, for the index to grow into; they are no longer the
     /// arena's. Items in the way move elsewhere, and `moved(granules, from, to)` is called for each.
     ///
-    /// `false` when there is no other place for one of them. The start has not moved then (items may have).
+    /// # Errors
+    /// When there is no other place for one of them, the granules that it needs in one piece; `u32::MAX` when the arena
+    /// ends too soon. The start has not moved then (items may have).
     pub(super) fn cede(
         &mut self,
         granules: &mut [Granule],
         count: u32,
         mut moved: impl FnMut(&mut [Granule], u32, u32),
-    ) -> bool {
-        // A claim may swallow the block at the cursor, even if it fails.
-        self.cursor = self.sentinel;
+    ) -> Result<(), u32> {
         let (start, wanted_end) = (self.start, self.start + count);
         // The space below `claimed` is in no list, so that no item moves there.
         let mut claimed = start;
-        let success = loop {
+        let result = loop {
             if claimed >= wanted_end {
-                break true;
+                break Ok(());
             }
             if claimed == self.sentinel {
-                break false;
+                break Err(u32::MAX);
             }
             if granules[claimed as usize][0] & FREE != 0 {
                 let len = granules[claimed as usize][3];
@@ -173,7 +174,7 @@ impl Arena {
                 continue;
             }
             let len = item::lengths(granules, claimed).granule_count();
-            let Some(target) = self.take(granules, len) else { break false };
+            let Some(target) = self.take(granules, len) else { break Err(len) };
             let (from, to) = (claimed as usize, target as usize);
             let target_flags = granules[to][0] & BLOCK_FLAGS;
             granules.copy_within(from..from + len as usize, to);
@@ -181,13 +182,17 @@ impl Arena {
             moved(granules, claimed, target);
             claimed += len;
         };
-        self.start = if success { wanted_end } else { start };
+        self.start = if result.is_ok() { wanted_end } else { start };
+        if self.cursor < claimed {
+            // The claim has swallowed the block there. Elsewhere it stays, or gathering would never get to the end.
+            self.cursor = self.start;
+        }
         granules[claimed as usize][0] &= !PREVIOUS_FREE;
         if self.start < claimed {
             granules[self.start as usize][0] = 0;
             self.give_back(granules, self.start, claimed - self.start);
         }
-        success
+        result
     }
 
     /// Slides items towards the start until some free block has `count` granules; `moved(granules, from, to)` is called
@@ -482,10 +487,14 @@ mod tests {
             arena.give_back(&mut granules, items[number], 3);
         }
         let mut ceded = 0;
-        while arena.cede(&mut granules, 4, |granules, from, to| {
-            let number = item::stored_hash(granules, to) as usize;
-            assert_eq!(std::mem::replace(&mut items[number], to), from);
-        }) {
+        let refusal = loop {
+            let ceding = arena.cede(&mut granules, 4, |granules, from, to| {
+                let number = item::stored_hash(granules, to) as usize;
+                assert_eq!(std::mem::replace(&mut items[number], to), from);
+            });
+            if let Err(homeless_count) = ceding {
+                break homeless_count;
+            }
             ceded += 4;
             arena.check(&granules, |block| item::lengths(&granules, block).granule_count());
             for number in (1..60_u32).step_by(2) {
@@ -493,7 +502,8 @@ mod tests {
                 let found = item::found_at(memory, items[number as usize], Key::from(&number.to_be_bytes()));
                 assert_eq!(found.map(|found| found.value), Some(&[number as u8; 27][..]));
             }
-        }
+        };
+        assert!(refusal == 3 || refusal == u32::MAX, "{refusal} granules of an item of 3");
         arena.check(&granules, |block| item::lengths(&granules, block).granule_count());
         assert!(ceded >= 100, "{ceded} of 108 free granules ceded");
         assert_eq!(arena.used_count(), 90);

@@ -318,8 +318,13 @@ impl Store {
             let first_new = self.index.line_count();
             let follow =
                 |granules: &mut [Granule], from, to| self.index.item_moved(lines_mut(granules), from, to);
-            if !self.arena.cede(granules_mut(&mut self.lines), GROUP_GRANULES, follow) {
-                return Err(NoSpace);
+            let granules = granules_mut(&mut self.lines);
+            if let Err(homeless_count) = self.arena.cede(granules, GROUP_GRANULES, follow) {
+                // Nothing else gathers room for a long item in the way, and without it the index could never grow.
+                let gathered = self.arena.compact(granules, homeless_count, follow);
+                if !gathered || self.arena.cede(granules, GROUP_GRANULES, follow).is_err() {
+                    return Err(NoSpace);
+                }
             }
             self.lines[first_new..][..GROUP_LINES].fill(Bucket::EMPTY);
         }
@@ -383,6 +388,42 @@ mod tests {
     fn random_len(random: &mut SmallRng, max: usize) -> usize {
         let shift = random.random_range(0..=max.ilog2());
         random.random_range(0..=max >> shift)
+    }
+
+    /// Goal: no new key is refused for ever while plenty is free: the index grows over a long value in its way once the
+    /// scattered free memory has been gathered for it. Method: values of 1 MiB low in memory, holes of 1 KiB elsewhere;
+    /// then short keys, each tried a bounded number of times, until a quarter of the holes' memory is left.
+    #[test]
+    fn a_long_value_does_not_stop_the_index_for_ever() {
+        let mut store = Store::new(8 << 20, SEEDS).unwrap();
+        for number in 0..3_000_u32 {
+            store.put_key(&number.to_be_bytes(), &[1; 1_000]).unwrap();
+        }
+        let long =
+            (0_u64..).find(|number| store.put_key(&number.to_be_bytes(), &[2; 1 << 20]).is_err()).unwrap();
+        assert!(long >= 3, "{long} long values");
+        // What is left between the index and the long values is filled but for a little.
+        let mut value_len = 1 << 19;
+        for number in 0..1_000_u32 {
+            if store.put_key(&[&b"filler"[..], &number.to_be_bytes()].concat(), &vec![3; value_len]).is_err()
+            {
+                value_len = value_len / 2 + 1_000;
+            }
+        }
+        for number in (0..3_000_u32).step_by(2) {
+            assert!(store.delete_key(&number.to_be_bytes()));
+        }
+        let free = store.memory().free_len;
+        assert!(free > 1_400_000, "{free} bytes free");
+        for number in 0..u32::MAX {
+            if store.memory().free_len < free / 4 {
+                break;
+            }
+            let key = [&b"new"[..], &number.to_be_bytes()].concat();
+            let stored = (0..1_000).any(|_| store.put_key(&key, b"").is_ok());
+            assert!(stored, "key {number}: {:?}", store.memory());
+        }
+        store.check();
     }
 
     /// Goal: the store is a map. Method: random operations of random sizes on few keys, at caps from "nearly always
