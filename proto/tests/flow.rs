@@ -965,6 +965,36 @@ fn a_next_session_with_a_smaller_window_ends_what_has_no_slot() {
     assert!(pair.take_ends().len() == 8 && pair.flow.is_idle());
 }
 
+/// Goal: a next session with shorter datagrams ends the requests that its server would not take, at once and truthfully.
+/// Method: a put that fills a datagram waits for the next session, whose path carries no OPEN above 1,232 bytes.
+#[test]
+fn a_next_session_with_shorter_datagrams_ends_what_is_too_long() {
+    let mut pair = Pair::open(CONFIG, Server::new(64));
+    pair.get(1);
+    let sent = pair.sent();
+    pair.server.restart();
+    for answer in pair.serve(&sent) {
+        pair.receive(&answer).unwrap();
+    }
+    pair.push(Operation::put(b"long", &[7; 1_300]), 2);
+    pair.flow.flush();
+    pair.put(3);
+    while !pair.flow.is_open() {
+        let sent: Vec<_> = pair.sent().into_iter().filter(|datagram| datagram.len() <= 1_232).collect();
+        for answer in pair.serve(&sent) {
+            pair.receive(&answer).unwrap();
+        }
+        pair.advance(10 * MS);
+    }
+    assert_eq!(pair.flow.info().unwrap().datagram_len, 1_232);
+    pair.settle();
+    assert_eq!(
+        pair.take_ends(),
+        [(1, End::NotFound), (2, End::NotExecuted(Reason::SessionLost)), (3, End::Done)]
+    );
+    assert!(pair.flow.is_idle());
+}
+
 /// Goal: no write is sent into a session that may have expired, whether or not something is in flight in it. Method: let
 /// half the lease pass without a word.
 #[test]

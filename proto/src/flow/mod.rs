@@ -1300,12 +1300,17 @@ impl Flow {
         }
     }
 
-    /// Makes as many slots usable as the session has; requests in slots that it does not have are given up.
+    /// Makes as many slots usable as the session has. Requests in slots that it does not have are given up, and those
+    /// that were made for longer datagrams than it has: the server would not take them.
     fn resize(&mut self, window: u16, sink: &mut impl FnMut(Ended<'_>)) {
         self.window = window;
         let window = usize::from(window);
-        for index in window..self.slots.len() {
-            if self.slots[index].phase != Phase::Free {
+        for index in 0..self.slots.len() {
+            let slot = &self.slots[index];
+            let fits = index < window
+                && usize::from(slot.len) <= self.full_len
+                && slot.count <= self.operations_max[usize::from(slot.class)];
+            if slot.phase != Phase::Free && !fits {
                 self.fail(index as u8, Reason::SessionLost, sink);
             }
         }
