@@ -995,6 +995,22 @@ fn a_next_session_with_shorter_datagrams_ends_what_is_too_long() {
     assert!(pair.flow.is_idle());
 }
 
+/// Goal: no number of answers without a result is too many. Method: 70,000 of them.
+#[test]
+fn empty_answers_are_counted_without_end() {
+    let mut pair = Pair::new();
+    pair.get(1);
+    let sent = pair.sent();
+    let mut answer = pair.serve(&sent).remove(0);
+    answer.truncate(size_of::<ReplyHeader>());
+    for _ in 0..70_000 {
+        assert_eq!(pair.receive(&answer), Err(DropReason::Malformed));
+    }
+    let answers = pair.serve(&sent);
+    pair.receive(&answers[0]).unwrap();
+    assert_eq!(pair.take_ends(), [(1, End::NotFound)]);
+}
+
 /// Goal: no write is sent into a session that may have expired, whether or not something is in flight in it. Method: let
 /// half the lease pass without a word.
 #[test]

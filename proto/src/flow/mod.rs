@@ -929,7 +929,7 @@ impl Flow {
         if header.count == 0 || u16::from(header.first) + u16::from(header.count) > slot.count.into() {
             return Err(DropReason::Malformed);
         }
-        slot.replies += 1;
+        slot.replies = slot.replies.saturating_add(1);
         let writes = slot.writes();
         self.last_heard = now;
         self.answered_at = now;
