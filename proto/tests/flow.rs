@@ -995,6 +995,32 @@ fn a_next_session_with_shorter_datagrams_ends_what_is_too_long() {
     assert!(pair.flow.is_idle());
 }
 
+/// Goal: the deadline of one long value does not stop another that shares a request with it, and a request given up
+/// costs the credit. Method: two long puts, the second half a second later, whose begins are lost in one request.
+#[test]
+fn a_long_value_goes_on_when_another_of_its_request_is_given_up() {
+    let mut pair = Pair::open(CONFIG, Server::new(64));
+    let begun = pair.now;
+    pair.push(Operation::put(b"a", &[1; 2_000]), 1);
+    pair.now += 500 * MS;
+    pair.push(Operation::put(b"b", &[2; 2_000]), 2);
+    let sent = pair.sent();
+    assert_eq!(sent.iter().map(|datagram| header(datagram).count).collect::<Vec<_>>(), [2]);
+    while pair.now < begun + 2_000 * MS {
+        pair.advance(100 * MS);
+        if pair.ends.is_empty() {
+            pair.sent();
+        }
+    }
+    pair.advance(100 * MS);
+    assert_eq!(pair.take_ends(), [(1, End::NotExecuted(Reason::Deadline))]);
+    pair.get(3);
+    let sent = pair.sent();
+    assert_eq!(sent.len(), 1, "one request at a time until an answer gives credit");
+    let first = header(&sent[0]);
+    assert!(first.common.flags.contains(Flags::TRANSFER) && first.count == 1, "the other begins again");
+}
+
 /// Goal: no number of answers without a result is too many. Method: 70,000 of them.
 #[test]
 fn empty_answers_are_counted_without_end() {

@@ -1047,6 +1047,7 @@ impl Flow {
         let versions = header.common.flags.contains(Flags::VERSIONS);
         let slot = &mut self.slots[header.common.slot as usize];
         let tags = &self.tags[header.common.slot as usize];
+        let is_put = usize::from(slot.class) == PARTS;
         for (result, position) in Results::new(results, header.count, versions).zip(header.first..) {
             let (result, version) = result?;
             if slot.received.has(position) {
@@ -1055,7 +1056,7 @@ impl Flow {
             slot.received.set(position);
             slot.missing -= 1;
             let answer = (tags[position as usize], result, version);
-            self.transfers.take(now, answer, lens, self.data_epoch, sink);
+            self.transfers.take(now, is_put, answer, lens, self.data_epoch, sink);
         }
         Ok(())
     }
@@ -1412,17 +1413,20 @@ impl Flow {
     /// Ends a request without an answer: a write that was sent is unknown, everything else had no effect.
     fn fail(&mut self, index: u8, reason: Reason, sink: &mut impl FnMut(Ended<'_>)) {
         let slot = &self.slots[index as usize];
-        if usize::from(slot.class) >= RANGES {
-            // Whoever waits for these steps ends by its own deadline.
-            return self.release(index);
-        }
-        let unknown = slot.writes() && slot.exposed && !is_active(Mutant::UnknownIsNotExecuted);
-        let outcome = if unknown { Outcome::OutcomeUnknown } else { Outcome::NotExecuted(reason) };
         if slot.phase == Phase::InFlight && self.credit != CREDIT_UNLIMITED {
             // The slot's next request would tell the server that this one's answer, and the credit in it, was heard.
             self.credit = 1;
         }
-        let slot = &self.slots[index as usize];
+        if usize::from(slot.class) >= RANGES {
+            // Transfers end by their own deadlines. The request had that of its oldest; the others ask again.
+            let is_put = usize::from(slot.class) == PARTS;
+            for position in (0..slot.count).filter(|&position| !slot.received.has(position)) {
+                self.transfers.lose(is_put, self.tags[index as usize][position as usize]);
+            }
+            return self.release(index);
+        }
+        let unknown = slot.writes() && slot.exposed && !is_active(Mutant::UnknownIsNotExecuted);
+        let outcome = if unknown { Outcome::OutcomeUnknown } else { Outcome::NotExecuted(reason) };
         for position in 0..slot.count {
             if !slot.received.has(position) {
                 let tag = self.tags[index as usize][position as usize];

@@ -55,9 +55,15 @@ enum State {
     },
 }
 
+impl State {
+    const fn is_put(self) -> bool {
+        matches!(self, Self::Begin { .. } | Self::Parts | Self::Commit { .. })
+    }
+}
+
 #[derive(Debug)]
 struct Transfer {
-    /// Told to the server for puts; answers to another number are of an earlier try.
+    /// Told to the server for puts; answers to another number are of an earlier try. Puts and gets count apart.
     number: u32,
     tag: u64,
     key: Box<[u8]>,
@@ -69,7 +75,7 @@ struct Transfer {
     piece_len: usize,
     /// Offset of the next piece to ask for or to send.
     next: usize,
-    /// Offsets from which on answers gave less than the piece that was asked for.
+    /// Offsets from which on answers gave less than the piece that was asked for, or no answer came.
     rests: Vec<usize>,
     /// Bytes without an answer.
     missing: usize,
@@ -97,8 +103,10 @@ pub(super) struct PieceLens {
 pub(super) struct Transfers {
     /// Oldest first.
     list: Vec<Transfer>,
-    /// Last number given out.
-    number: u32,
+    /// Last numbers given out. Those of puts are told to the server, which compares them with those before: so gets must
+    /// not use them up.
+    put_number: u32,
+    get_number: u32,
 }
 
 impl Transfers {
@@ -141,9 +149,9 @@ impl Transfers {
     }
 
     fn begin(&mut self, pushed_at: Instant, tag: u64, key: &[u8], state: State, value: Vec<u8>) {
-        self.number += 1;
+        let number = self.next_number(state.is_put());
         self.list.push(Transfer {
-            number: self.number,
+            number,
             tag,
             key: key.into(),
             pushed_at,
@@ -156,6 +164,30 @@ impl Transfers {
             missing: 0,
             restarts: 0,
         });
+    }
+
+    /// Counts up to 2^32 - 1 and then goes on with 1. Nothing is as old as that, so that no two are taken for one.
+    fn next_number(&mut self, is_put: bool) -> u32 {
+        let number = if is_put { &mut self.put_number } else { &mut self.get_number };
+        *number = number.wrapping_add(1).max(1);
+        *number
+    }
+
+    /// The transfer that a step with this tag belongs to, unless that has ended or begun again.
+    fn position(&self, is_put: bool, tag: u64) -> Option<usize> {
+        let number = (tag >> 32) as u32;
+        self.list.iter().position(|transfer| transfer.number == number && transfer.is_put() == is_put)
+    }
+
+    /// The answer to a step will never come: it is to be sent again.
+    pub(super) fn lose(&mut self, is_put: bool, tag: u64) {
+        let Some(index) = self.position(is_put, tag) else { return };
+        let transfer = &mut self.list[index];
+        match &mut transfer.state {
+            State::Ask { asked } | State::Begin { asked, .. } => *asked = false,
+            State::Ranges | State::Parts => transfer.rests.push(tag as u32 as usize),
+            State::Commit { .. } => (),
+        }
     }
 
     /// Offers what is to be sent next to `write` until that refuses or nothing is left.
@@ -187,13 +219,14 @@ impl Transfers {
     pub(super) fn take(
         &mut self,
         now: Instant,
+        is_put: bool,
         (tag, result, version): (u64, OpResult<'_>, u64),
         lens: PieceLens,
         data_epoch: u64,
         sink: &mut impl FnMut(Ended<'_>),
     ) {
-        let (number, offset) = ((tag >> 32) as u32, tag as u32);
-        let Some(index) = self.list.iter().position(|transfer| transfer.number == number) else { return };
+        let offset = tag as u32;
+        let Some(index) = self.position(is_put, tag) else { return };
         let transfer = &mut self.list[index];
         let ended = |outcome, version| Ended { tag: transfer.tag, outcome, version, data_epoch };
         match (transfer.state, result) {
@@ -269,9 +302,9 @@ impl Transfers {
 
     /// Begins again under a new number, so that answers to the old one are told apart.
     fn restart(&mut self, index: usize, now: Instant) {
-        self.number += 1;
+        let number = self.next_number(self.list[index].is_put());
         let transfer = &mut self.list[index];
-        transfer.number = self.number;
+        transfer.number = number;
         transfer.state = if transfer.is_put() {
             State::Begin { asked: false, refused: false, not_before: now }
         } else {
@@ -319,7 +352,7 @@ pub(super) fn is_possible(long: &LongValue) -> bool {
 
 impl Transfer {
     const fn is_put(&self) -> bool {
-        matches!(self.state, State::Begin { .. } | State::Parts | State::Commit { .. })
+        self.state.is_put()
     }
 
     fn begin_ranges(&mut self, long: &LongValue, lens: PieceLens) {
@@ -382,5 +415,31 @@ impl Transfer {
             }
             State::Commit { written } => *written = true,
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Goal: numbers of puts never jump for the server, however many gets come between, and none ends by overflow.
+    /// Method: one before the last number, and gets and puts by turns.
+    #[test]
+    fn puts_and_gets_are_numbered_apart_and_may_wrap() {
+        let mut transfers =
+            Transfers { put_number: u32::MAX - 1, get_number: u32::MAX - 1, ..Transfers::default() };
+        let long = LongValue { version: 1.into(), len: 2_000.into() };
+        let lens = PieceLens { range: 1_430, part: 1_408 };
+        for tag in 0..3 {
+            transfers.begin_get(Instant::default(), tag, b"key", &long, lens);
+            transfers.begin_put(Instant::default(), tag, b"key", &[7; 2_000]);
+        }
+        let numbers: Vec<_> =
+            transfers.list.iter().map(|transfer| (transfer.is_put(), transfer.number)).collect();
+        let expected = [u32::MAX, 1, 2].map(|number| [(false, number), (true, number)]);
+        assert_eq!(numbers, expected.as_flattened());
+        // The answer to a step of the put is not taken for one of the get of the same number.
+        transfers.lose(true, 1 << 32 | u64::from(QUESTION));
+        assert!(transfers.list.iter().all(|transfer| transfer.rests.is_empty()));
     }
 }

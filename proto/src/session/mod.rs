@@ -289,7 +289,7 @@ impl SessionTable {
     /// Begins a transfer of a value of `total_len` bytes in the session of an admitted request. Again is done again.
     ///
     /// # Errors
-    /// `NotStaged` when the number is not above all begun before, the length is not 1..=1 MiB, or not that of before;
+    /// `NotStaged` when the number is 0 or not above the last begun before, the length is not 1..=1 MiB, or not that of before;
     /// `StagingFull` when there is no room now.
     pub fn begin(&mut self, header: &RequestHeader, transfer: u32, total_len: u32) -> Result<(), Reason> {
         let session = named(&mut self.sessions, &header.common).ok_or(Reason::NotStaged)?;

@@ -57,8 +57,8 @@ impl StagingMemory {
 #[derive(Debug, Default)]
 pub(super) struct Staging {
     transfers: Vec<Transfer>,
-    /// The highest number begun; those below that are not here are over.
-    highest: u32,
+    /// The last number begun; those not above it that are not here are over.
+    last: Option<u32>,
 }
 
 #[derive(Debug)]
@@ -84,7 +84,9 @@ impl Staging {
             transfer.touched_at = now;
             return if transfer.bytes.len() == len { Ok(()) } else { Err(Reason::NotStaged) };
         }
-        if number <= self.highest || len == 0 || len > VALUE_LEN_MAX {
+        // Numbers may wrap (RFC 1982): at some ten thousand transfers a second that takes days, and sessions last longer.
+        let is_new = number > 0 && self.last.is_none_or(|last| number.wrapping_sub(last).cast_signed() > 0);
+        if !is_new || len == 0 || len > VALUE_LEN_MAX {
             return Err(Reason::NotStaged);
         }
         let staged_len: usize = self.transfers.iter().map(|transfer| transfer.bytes.len()).sum();
@@ -95,7 +97,7 @@ impl Staging {
             return Err(Reason::StagingFull);
         }
         memory.len += charge(len);
-        self.highest = number;
+        self.last = Some(number);
         self.transfers.push(Transfer {
             number,
             bytes: vec![0; len].into_boxed_slice(),

@@ -79,6 +79,21 @@ fn a_value_is_whole_when_all_its_pieces_were_there() {
     }
 }
 
+/// Goal: a session outlives the numbers of transfers. Method: begins around the last number, and a late one from before.
+#[test]
+fn numbers_of_transfers_may_wrap() {
+    let (mut table, opened) = opened(1);
+    let header = pieces(&mut table, &opened, 1);
+    for number in [u32::MAX - 1, u32::MAX, 1, 2] {
+        assert_eq!(table.begin(&header, number, 1), Ok(()), "{number}");
+        assert_eq!(table.part(&header, number, 0, b"v"), Ok(()));
+        assert_eq!(table.take(&header, number).as_deref(), Some(&b"v"[..]));
+    }
+    for number in [0, 1, 2, u32::MAX] {
+        assert_eq!(table.begin(&header, number, 1), Err(Reason::NotStaged), "{number} is over");
+    }
+}
+
 /// Goal: the numbers of transfers grow; what does not fit a transfer is refused and changes nothing. Method: each case.
 #[test]
 fn what_does_not_fit_is_not_staged() {
