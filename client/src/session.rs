@@ -251,8 +251,7 @@ impl<P: Port> Session<P> {
             .iter()
             .zip(0..)
             .map(|(&addr, index)| {
-                // An id of its own for each flow: nobody may pass one core's answer off as another's.
-                let client_id = client_id.wrapping_add(index);
+                let client_id = flow_id(client_id, index);
                 let flow = Flow::new(FlowConfig {
                     window: config.window,
                     operations_max: config.operations_max,
@@ -644,6 +643,12 @@ const SLEEP_MAX: Duration = Duration::from_millis(100);
 /// A question other than a request is asked again after this long.
 const ASK_AGAIN_AFTER: Duration = Duration::from_millis(20);
 
+/// The client id of one flow of a client: its own, so that nobody can pass one core's answer off as another's, and not
+/// that of another client's flow, whose id may be the next number and whose flows may have another order.
+fn flow_id(client_id: u64, index: u64) -> u64 {
+    key_hash(Key::new([client_id.to_be_bytes(), index.to_be_bytes()].as_flattened()))
+}
+
 /// Writes what a flow has to send into the outbox, as far as there is room.
 #[inline]
 fn transmit(now: Instant, core: &mut CoreFlow, outbox: &mut Outbox) {
@@ -651,5 +656,22 @@ fn transmit(now: Instant, core: &mut CoreFlow, outbox: &mut Outbox) {
         let Some(slot) = outbox.begin(&core.peer, len) else { break };
         core.flow.emit(now, slot.bytes);
         outbox.commit(len);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::HashSet;
+
+    use super::*;
+
+    /// Goal: no flow of a client ends the session of another client's flow. Method: clients numbered from 0 and from
+    /// elsewhere, with as many flows as there can be.
+    #[test]
+    fn flows_of_neighbouring_clients_have_ids_of_their_own() {
+        let clients = (0..64).chain([u64::MAX, 1 << 48, 0x0123_4567_89ab_cdef]);
+        let ids: Vec<_> =
+            clients.flat_map(|client| (0..512).map(move |index| flow_id(client, index))).collect();
+        assert_eq!(ids.iter().collect::<HashSet<_>>().len(), ids.len());
     }
 }
