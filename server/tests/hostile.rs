@@ -264,6 +264,11 @@ struct Sim {
 
 impl Sim {
     fn new() -> Self {
+        Self::with(1, 1 << 20)
+    }
+
+    /// A server of so many cores, of which this is the first.
+    fn with(cores: u8, store_len: usize) -> Self {
         let network = SimNetwork::new(0, Faults::NONE);
         let port = network.port(SERVER.into()).unwrap();
         let published = Published::default();
@@ -272,7 +277,7 @@ impl Sim {
             boot_id: 1,
             data_epoch: 1,
             base_port: SERVER.1,
-            cores: 1,
+            cores,
             core: 0,
             epoch: 0,
             memory_len_max: SESSIONS_LEN_MAX,
@@ -280,7 +285,7 @@ impl Sim {
             lease: LEASE,
             queue_datagrams: 4_096,
         };
-        let store = Store::new(1 << 20, [1, 2, 3, 4]).unwrap();
+        let store = Store::new(store_len, [1, 2, 3, 4]).unwrap();
         let worker = Worker::new(store, sessions, published.clone());
         Self { network, worker, port, published, peers: HashMap::new() }
     }
@@ -327,6 +332,24 @@ impl Sim {
 
     fn speaker(&mut self, at: SocketAddr, nonce: u8) -> Speaker {
         Speaker::open(nonce, 8, false, |datagram| self.ask(at, datagram)).unwrap()
+    }
+
+    /// The next generation of nonce 1, with an OPEN of so many bytes.
+    fn narrow_speaker(&mut self, at: SocketAddr, datagram_len: usize) -> Speaker {
+        let mut cookie = hello(1);
+        cookie[31] = 2;
+        wire::write_trailer(&mut cookie);
+        let answer = self.ask(at, &cookie);
+        let (reply, _) = CookieReply::ref_from_prefix(&answer).unwrap();
+        let mut request = open(1, reply.cookie, 8, false);
+        request[31] = 2;
+        request.truncate(datagram_len);
+        wire::write_trailer(&mut request);
+        let answer = self.ask(at, &request);
+        assert_eq!(answer.len(), datagram_len);
+        let (opened, _) = Opened::ref_from_prefix(&answer).unwrap();
+        let (session, token) = (opened.common.session.get(), opened.common.token.get());
+        Speaker { session, token, checksum: true }
     }
 
     fn stats(&mut self) -> [u64; STAT_COUNT] {
@@ -753,24 +776,7 @@ fn more_operations_than_a_reply_has_words_for_are_harmless() {
         let mut sim = Sim::new();
         let mut speaker = sim.speaker(from, 1);
         if datagram_len < DATAGRAM_LEN_MAX {
-            // A generation later, with a short OPEN.
-            let mut cookie = hello(1);
-            cookie[31] = 2;
-            wire::write_trailer(&mut cookie);
-            let answer = sim.ask(from, &cookie);
-            let (reply, _) = CookieReply::ref_from_prefix(&answer).unwrap();
-            let mut request = open(1, reply.cookie, 8, false);
-            request[31] = 2;
-            request.truncate(datagram_len);
-            wire::write_trailer(&mut request);
-            let answer = sim.ask(from, &request);
-            assert_eq!(answer.len(), datagram_len);
-            let (opened, _) = Opened::ref_from_prefix(&answer).unwrap();
-            speaker = Speaker {
-                session: opened.common.session.get(),
-                token: opened.common.token.get(),
-                checksum: true,
-            };
+            speaker = sim.narrow_speaker(from, datagram_len);
         }
         let versioned = |slot, seq: u32, flags: Flags, count, body: &[u8]| {
             let common = Common { slot, ..speaker.common(Kind::REQUEST, flags.with(Flags::VERSIONS)) };
@@ -799,6 +805,105 @@ fn more_operations_than_a_reply_has_words_for_are_harmless() {
             assert!(!sim.exchange(from, &request).is_empty());
         }
         sim.serves_a_normal_client();
+    }
+}
+
+/// Goal: no well-formed operation, in whatever request, slot and company, breaks the worker. Method: bursts of requests
+/// of all opcodes and flags over a few keys, values, transfers and numbers, of two sessions, one as narrow as there is,
+/// on a single core and on one of two.
+#[test]
+fn operations_of_all_kinds_in_any_company_are_harmless() {
+    for (seed, cores) in [(1, 1), (2, 1), (3, 2), (4, 2)] {
+        println!("seed {seed}");
+        let mut random = StdRng::seed_from_u64(seed);
+        let mut sim = Sim::with(cores, 8 << 10);
+        let (wide_at, narrow_at) = (addr(1, 5_000), addr(2, 5_000));
+        let wide = sim.speaker(wide_at, 2);
+        sim.speaker(narrow_at, 1);
+        let narrow = sim.narrow_speaker(narrow_at, 576);
+        let mut seqs = HashMap::new();
+        for step in 0..if cfg!(debug_assertions) { 1_500 } else { 10_000 } {
+            for _ in 0..random.random_range(1..40) {
+                let (at, speaker, len_max) = if random.random_bool(0.5) {
+                    (wide_at, wide, DATAGRAM_LEN_MAX)
+                } else {
+                    (narrow_at, narrow, 576)
+                };
+                let class = Flags(random.random_range(0..8) << 1);
+                let room = len_max - if random.random_bool(0.5) { 40 } else { 28 };
+                let wanted = [1, 3, 64, 255][random.random_range(0..4)];
+                let (mut body, mut count) = (Vec::new(), 0);
+                while count < wanted {
+                    let operation = some_operation(&mut random, step / 8, class, room - body.len());
+                    if operation.is_empty() || body.len() + operation.len() > room {
+                        break;
+                    }
+                    body.extend(operation);
+                    count += 1;
+                }
+                let slot = random.random_range(0..8);
+                let seq: &mut u32 = seqs.entry((speaker.session, slot)).or_insert(1);
+                *seq += u32::from(random.random_bool(0.8));
+                let common = Common { slot, ..speaker.common(Kind::REQUEST, class) };
+                let header = RequestHeader {
+                    common,
+                    seq: (*seq).into(),
+                    count: count as u8,
+                    epoch: 0.into(),
+                    spare: 0,
+                };
+                sim.send(at, &speaker.finish([header.as_bytes(), &body].concat()));
+            }
+            sim.serve();
+            assert!(sim.received(wide_at).iter().all(|reply| reply[0] == Kind::REPLY.0));
+            assert!(
+                sim.received(narrow_at).iter().all(|reply| reply[0] == Kind::REPLY.0 && reply.len() <= 576)
+            );
+        }
+        let stats = sim.stats();
+        let of = |statistic: Statistic| stats[statistic as usize];
+        assert!(of(Statistic::Hits) > 1_000 && of(Statistic::NoSpace) > 0 && of(Statistic::Replays) > 100);
+        assert_eq!(of(Statistic::WrongCore) > 0, cores > 1);
+    }
+}
+
+/// A well-formed operation of at most `room` bytes for a request with these flags, or nothing; of a transfer with about
+/// this number.
+fn some_operation(random: &mut StdRng, number: u32, class: Flags, room: usize) -> Vec<u8> {
+    let key =
+        [&b"k"[..], &[random.random_range(0..12)].repeat(if random.random_bool(0.1) { 254 } else { 1 })]
+            .concat();
+    let key_len = key.len() as u8;
+    let number = (number + random.random_range(0..3)).to_be_bytes();
+    match (class.contains(Flags::READ_ONLY), class.contains(Flags::TRANSFER)) {
+        (true, false) => [&[1, key_len][..], &key].concat(),
+        (true, true) => {
+            let version: u64 = random.random_range(0..3_000) * u64::from(random.random_bool(0.5));
+            let offset: u32 = [0, 1, 1_430, 100_000, 1 << 20, u32::MAX][random.random_range(0..6)];
+            let len: u16 = [0, 1, 1_430, u16::MAX][random.random_range(0..4)];
+            let head = [&[4, key_len][..], &len.to_be_bytes(), &offset.to_be_bytes(), &version.to_be_bytes()];
+            [&head.concat()[..], &key].concat()
+        }
+        (false, true) if random.random_bool(0.1) => {
+            let len: u32 = [1, 64, 1_408, 1_472, 2_880, 1 << 20][random.random_range(0..6)];
+            [&[5, 0, 0, 0][..], &number, &len.to_be_bytes()].concat()
+        }
+        (false, true) => {
+            let Some(room) = room.checked_sub(13) else { return vec![] };
+            let len = [1, 64, 1_408][random.random_range(0..3)];
+            let len = if len > room { room / 64 * 64 } else { len }.max(1).min(room);
+            let offset: u32 = [0, 0, 64, 1_408, 2_816, 1 << 20, u32::MAX][random.random_range(0..7)];
+            [&[6, 0][..], &(len as u16).to_be_bytes(), &number, &offset.to_be_bytes(), &vec![9; len]].concat()
+        }
+        (false, false) => match random.random_range(0..4) {
+            0 => [&[3, key_len][..], &key].concat(),
+            1 => [&[7, key_len, 0, 0][..], &number, &key].concat(),
+            _ => {
+                let Some(room) = room.checked_sub(4 + key.len()) else { return vec![] };
+                let len = [0, 1, 128, 1_400][random.random_range(0..4)].min(room);
+                [&[2, key_len][..], &(len as u16).to_be_bytes(), &key, &vec![5; len]].concat()
+            }
+        },
     }
 }
 
