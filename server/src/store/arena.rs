@@ -225,6 +225,9 @@ impl Arena {
             }
             let free_len = granules[block as usize][3];
             if free_len >= count {
+                // First of its list, or a take might give up among shorter blocks before it comes to this one.
+                self.remove(granules, block);
+                self.insert(granules, block, free_len);
                 return true;
             }
             let from = block + free_len;
@@ -508,6 +511,29 @@ mod tests {
         assert!(ceded >= 100, "{ceded} of 108 free granules ceded");
         assert_eq!(arena.used_count(), 90);
         assert_eq!(arena.free_count(), 108 - ceded);
+    }
+
+    /// Goal: what compaction has found or made is taken next, however many shorter blocks of its class were freed after it.
+    /// Method: one block that is long enough below many that are one granule too short.
+    #[test]
+    fn what_is_gathered_is_found() {
+        let mut granules = vec![[0; 4]; 1_173];
+        let mut arena = Arena::new(&mut granules, 2);
+        let short: Vec<_> = (0..17)
+            .map(|_| {
+                let block = arena.take(&mut granules, 64).unwrap();
+                // An item of one granule between each two.
+                arena.take(&mut granules, 1).unwrap();
+                block
+            })
+            .collect();
+        let long = arena.take(&mut granules, 65).unwrap();
+        assert_eq!(arena.free_count(), 0);
+        arena.give_back(&mut granules, long, 65);
+        short.into_iter().for_each(|block| arena.give_back(&mut granules, block, 64));
+        assert!(arena.compact(&mut granules, 65, |_, _, _| ()));
+        assert!(arena.take(&mut granules, 65).is_some());
+        arena.check(&granules, |block| if block == long { 65 } else { 1 });
     }
 
     /// Goal: scattered free memory becomes one block without an item lost, however it is spread. Method: random items,
