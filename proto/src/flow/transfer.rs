@@ -8,7 +8,7 @@
 //! A get reads one version: when the value is replaced meanwhile, it begins again. A put has no effect before its commit, so
 //! that everything before may be repeated and given up at will.
 
-use std::time::Duration;
+use std::{collections::VecDeque, time::Duration};
 
 use crate::{
     flow::{Ended, Outcome},
@@ -101,8 +101,8 @@ pub(super) struct PieceLens {
 /// The long values of one flow.
 #[derive(Debug, Default)]
 pub(super) struct Transfers {
-    /// Oldest first.
-    list: Vec<Transfer>,
+    /// Oldest first; those that end are near the front, where taking one out moves few others.
+    list: VecDeque<Transfer>,
     /// Last numbers given out. Those of puts are told to the server, which compares them with those before: so gets must
     /// not use them up.
     put_number: u32,
@@ -110,11 +110,11 @@ pub(super) struct Transfers {
 }
 
 impl Transfers {
-    pub(super) const fn is_empty(&self) -> bool {
+    pub(super) fn is_empty(&self) -> bool {
         self.list.is_empty()
     }
 
-    pub(super) const fn count(&self) -> usize {
+    pub(super) fn count(&self) -> usize {
         self.list.len()
     }
 
@@ -136,7 +136,7 @@ impl Transfers {
     ) {
         self.begin(pushed_at, tag, key, State::Ask { asked: false }, Vec::new());
         if self.list.len() <= ACTIVE_MAX
-            && let Some(transfer) = self.list.last_mut()
+            && let Some(transfer) = self.list.back_mut()
         {
             transfer.begin_ranges(long, lens);
         }
@@ -150,7 +150,7 @@ impl Transfers {
 
     fn begin(&mut self, pushed_at: Instant, tag: u64, key: &[u8], state: State, value: Vec<u8>) {
         let number = self.next_number(state.is_put());
-        self.list.push(Transfer {
+        self.list.push_back(Transfer {
             number,
             tag,
             key: key.into(),
@@ -251,7 +251,7 @@ impl Transfers {
                 if transfer.missing > 0 {
                     return;
                 }
-                let transfer = self.list.remove(index);
+                let Some(transfer) = self.list.remove(index) else { return };
                 // A version is told when it was asked for: then it comes with each range.
                 let version = if version > 0 { transfer.version } else { 0 };
                 let outcome = Outcome::Value(&transfer.value);
