@@ -109,6 +109,8 @@ struct SourceUse {
     /// Sessions that take part in the receive queue of datagrams.
     queued: usize,
     memory_len: usize,
+    /// Of long values on their way in, in bytes.
+    staged_len: usize,
 }
 
 /// What to do with a request.
@@ -290,10 +292,18 @@ impl SessionTable {
     ///
     /// # Errors
     /// `NotStaged` when the number is 0 or not above the last begun before, the length is not 1..=1 MiB, or not that of before;
-    /// `StagingFull` when there is no room now.
+    /// `StagingFull` when there is no room now, for this session, its source or at all.
     pub fn begin(&mut self, header: &RequestHeader, transfer: u32, total_len: u32) -> Result<(), Reason> {
         let session = named(&mut self.sessions, &header.common).ok_or(Reason::NotStaged)?;
-        session.staging.begin(session.last_heard, transfer, total_len, &mut self.staging_memory)
+        let ip = session.addr.ip();
+        let usage = self.by_source.entry(Source::of(ip)).or_default();
+        let share = self.staging_memory.share(ip.to_canonical().is_loopback());
+        let room = share.saturating_sub(usage.staged_len);
+        let before = self.staging_memory.len();
+        let begun =
+            session.staging.begin(session.last_heard, transfer, total_len, room, &mut self.staging_memory);
+        usage.staged_len += self.staging_memory.len() - before;
+        begun
     }
 
     /// Takes a piece of a transfer's value. Again is done again.
@@ -315,7 +325,11 @@ impl SessionTable {
     /// Takes a value out whose pieces are all here, which ends the transfer.
     pub fn take(&mut self, header: &RequestHeader, transfer: u32) -> Option<Box<[u8]>> {
         let session = named(&mut self.sessions, &header.common)?;
-        session.staging.take(transfer, &mut self.staging_memory)
+        let before = self.staging_memory.len();
+        let value = session.staging.take(transfer, &mut self.staging_memory)?;
+        let usage = self.by_source.entry(Source::of(session.addr.ip())).or_default();
+        usage.staged_len -= before - self.staging_memory.len();
+        Some(value)
     }
 
     // ---- other messages ----
@@ -408,7 +422,10 @@ impl SessionTable {
                 }
                 self.remove(index as u32);
             } else {
+                let before = self.staging_memory.len();
                 session.staging.expire(now, &mut self.staging_memory);
+                let usage = self.by_source.entry(Source::of(session.addr.ip())).or_default();
+                usage.staged_len -= before - self.staging_memory.len();
             }
         }
     }
@@ -495,11 +512,13 @@ impl SessionTable {
         let len = session_len(session.slots.len());
         self.memory_len -= len;
         self.credits.end(&session.grant);
+        let staged_before = self.staging_memory.len();
         session.staging.clear(&mut self.staging_memory);
         self.by_client.remove(&handshake::client_of(&session.addr, &session.nonce));
         let source = Source::of(session.addr.ip());
         let usage = self.by_source.get_mut(&source).expect("each session is counted for its source");
         usage.memory_len -= len;
+        usage.staged_len -= staged_before - self.staging_memory.len();
         usage.queued -= usize::from(!session.stream);
         if usage.memory_len == 0 {
             self.by_source.remove(&source);

@@ -51,6 +51,12 @@ impl StagingMemory {
     pub(super) const fn len(&self) -> usize {
         self.len
     }
+
+    /// What one source may have of it: half, and in any case one value. All programs of the server's own machine are one
+    /// source, which may have all.
+    pub(super) fn share(&self, is_loopback: bool) -> usize {
+        if is_loopback { self.len_max } else { (self.len_max / 2).max(charge(VALUE_LEN_MAX)) }
+    }
 }
 
 /// The transfers of one session.
@@ -77,6 +83,7 @@ impl Staging {
         now: Instant,
         number: u32,
         len: u32,
+        room: usize,
         memory: &mut StagingMemory,
     ) -> Result<(), Reason> {
         let len = len as usize;
@@ -92,6 +99,7 @@ impl Staging {
         let staged_len: usize = self.transfers.iter().map(|transfer| transfer.bytes.len()).sum();
         if self.transfers.len() == TRANSFERS_MAX
             || staged_len + len > STAGED_LEN_MAX
+            || charge(len) > room
             || memory.len + charge(len) > memory.len_max
         {
             return Err(Reason::StagingFull);

@@ -8,7 +8,7 @@ use linerate_proto::{
 };
 use rand::{RngExt, SeedableRng, rngs::SmallRng, seq::SliceRandom};
 
-use crate::{CONFIG, admit, at, at_ms, client, close, opened, request, sealed, send, session};
+use crate::{CONFIG, addr, admit, at, at_ms, client, close, opened, request, sealed, send, session};
 
 /// An admitted request of pieces.
 fn pieces(table: &mut SessionTable, opened: &Opened, seq: u32) -> RequestHeader {
@@ -210,6 +210,51 @@ fn what_is_never_completed_is_forgotten() {
         assert_eq!(table.part(&header, 1, 0, &[1; 64]), Err(Reason::NotStaged), "the session has ended");
         assert_eq!(table.begin(&header, 2, 64), Err(Reason::NotStaged));
         assert_eq!(table.take(&header, 1), None);
+    }
+}
+
+/// Goal: one source has half of the memory, however many sessions it opens, and has it again when its transfers are over.
+/// Method: two sessions of one source and one of another; a transfer ends each way there is.
+#[test]
+fn one_source_can_not_take_all_room_for_long_values() {
+    let mut table = SessionTable::new(CONFIG);
+    let (greedy, other) = (addr("10.0.0.1:5000"), addr("10.0.0.2:5000"));
+    let sessions = [(greedy, 1), (greedy, 2), (other, 3)]
+        .map(|(from, id)| (from, session(&mut table, at(1), from, nonce_of(id, 1), 1)));
+    let len = VALUE_LEN_MAX as u32;
+    let begin = |table: &mut SessionTable, index: usize, second: u64, seq: u32, number: u32| {
+        let (from, opened) = &sessions[index];
+        let header = request(opened, 0, seq, Flags::TRANSFER.with(Flags::CHECKSUM));
+        admit(table, at(second), &header, *from, false).unwrap();
+        (table.begin(&header, number, len), header)
+    };
+    for number in 1..=3 {
+        assert_eq!(begin(&mut table, 0, 1, number, number).0, Ok(()));
+    }
+    assert_eq!(begin(&mut table, 0, 1, 4, 4).0, Err(Reason::StagingFull));
+    assert_eq!(
+        begin(&mut table, 1, 1, 1, 1).0,
+        Err(Reason::StagingFull),
+        "another session is the same source"
+    );
+    assert_eq!(begin(&mut table, 2, 1, 1, 1).0, Ok(()), "others have room");
+    // Taken out, forgotten, closed: each makes room.
+    let (_, header) = begin(&mut table, 0, 1, 5, 1);
+    for offset in (0..len).step_by(1 << 10) {
+        table.part(&header, 1, offset, &[1; 1 << 10]).unwrap();
+    }
+    assert!(table.take(&header, 1).is_some());
+    assert_eq!(begin(&mut table, 1, 1, 2, 1).0, Ok(()));
+    assert_eq!(begin(&mut table, 1, 1, 3, 2).0, Err(Reason::StagingFull));
+    table.expire(at(20));
+    assert_eq!(table.staged_len(), 0);
+    for number in 11..=13 {
+        assert_eq!(begin(&mut table, 0, 20, number, number).0, Ok(()));
+    }
+    assert_eq!(begin(&mut table, 1, 20, 4, 11).0, Err(Reason::StagingFull));
+    assert_eq!(send(&mut table, at(20), greedy, &close(&sessions[0].1)), Ok(None));
+    for number in 11..=13 {
+        assert_eq!(begin(&mut table, 1, 20, number, number).0, Ok(()));
     }
 }
 
