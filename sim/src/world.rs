@@ -118,6 +118,8 @@ struct Client {
     /// Operations open.
     open: usize,
     stage: Stage,
+    /// Whether an operation of the round has ended otherwise than it does when all is well.
+    failed: bool,
 }
 
 struct Life {
@@ -136,7 +138,7 @@ enum Stage {
     /// What is open ends, and sessions are found again. So many operations are still to be pushed, into a network that
     /// only loses a little.
     Settling(u32),
-    /// A round that may still meet what the first half has left behind.
+    /// A round that may still meet what the first half has left behind, and is repeated until it does not.
     Recovering(u32),
     /// A round of which each must end in a result.
     Proving(u32),
@@ -169,6 +171,7 @@ impl World {
             starts_at: magnitude(&mut random, Duration::from_nanos(100), Duration::from_millis(5)),
             open: 0,
             stage: Stage::Settling(2 * params.keys.len() as u32),
+            failed: false,
         });
         Self {
             clients: clients.collect(),
@@ -428,9 +431,10 @@ impl World {
         let Some(life) = &mut client.life else { return };
         let now = life.clock.at(self.now);
         let stage = self.healed_at.map(|_| client.stage);
-        let patient = client.params.session.timeout >= PATIENT;
-        let (checker, hash, open, late) =
-            (&mut self.checker, &mut self.hash, &mut client.open, &mut self.given_up);
+        // A session whose other end is somewhere else is given up after half a lease of silence.
+        let patient = client.params.session.timeout >= PATIENT && self.params.lease <= PATIENT;
+        let (checker, hash, late) = (&mut self.checker, &mut self.hash, &mut self.given_up);
+        let (open, failed) = (&mut client.open, &mut client.failed);
         let (events, at, first_healed) = (self.plan.events, self.now, self.first_healed);
         let mut gave_up = false;
         let mut sink = |ended: Ended<'_>| {
@@ -441,6 +445,7 @@ impl World {
                 let end = name(outcome);
                 events(at, format_args!("client {number}: operation {tag} ended: {end}, version {version}"));
             }
+            *failed |= !is_proof(outcome);
             gave_up |= matches!(outcome, Outcome::NotExecuted(_) | Outcome::OutcomeUnknown);
             let what = || format!("client {number}: fresh operation {tag} ended as {outcome:?}");
             match stage {
@@ -758,13 +763,16 @@ impl World {
         if client.open > 0 {
             return;
         }
-        client.stage = match client.stage {
+        let next = match client.stage {
             // Whoever found no session in time goes on without this round.
             Stage::Settling(_) if settled && is_open => Stage::Recovering(round + missing),
+            Stage::Recovering(0) if client.failed => Stage::Recovering(round),
             Stage::Recovering(0) if is_open => Stage::Proving(round),
             Stage::Proving(0) => Stage::Done,
-            same => same,
+            _ => return,
         };
+        client.stage = next;
+        client.failed = false;
     }
 
     /// Waits until every client is done. Where the server has no memory for all of them, those that are done make room.
