@@ -19,7 +19,7 @@ use crate::value::VALUE_LEN_MIN;
 /// Lengths of values in bytes, each as likely as it is often here.
 const VALUE_LENS: [usize; 8] = [VALUE_LEN_MIN, VALUE_LEN_MIN, 17, 40, 100, 128, 600, 1_200];
 
-/// Lengths that need more than a datagram, for seeds that have such; beside them the shortest of these is drawn.
+/// Lengths that need more than a datagram, around the edges of its pieces, for seeds that have such.
 const LONG_VALUE_LENS: [usize; 5] = [1_473, 2_816, 2_817, 5_000, 20_000];
 
 /// How long values of a seed can be.
@@ -36,7 +36,7 @@ pub enum Lengths {
 /// Lengths of keys in bytes: the edges of the store's and the hash's short paths, and the limits.
 const KEY_LENS: [usize; 7] = [1, 2, 8, 16, 17, 60, 255];
 
-/// Lives of this kind of thing: how often per thousand operations, on average over its seeds, is about this.
+/// Operations pushed from one node fault to the next, on average over a seed.
 const NODE_FAULT_INTERVALS: [u32; 5] = [15, 40, 100, 300, 1_000];
 
 /// Kinds of node faults, in the order of their weights.

@@ -1,30 +1,30 @@
 //! One seed's system: a server and clients of the production code on a simulated network, on virtual time.
 //!
 //! A run has two halves. In the first the clients push operations while everything goes wrong that the seed has in
-//! store. In the second all is well, and every client must come to an end: what it has open ends, it finds a session
-//! with every core again, and a full round of fresh operations ends in results.
+//! store ([`havoc`]). In the second all is well, and every client must come to an end ([`recovery`]).
+
+mod havoc;
+mod recovery;
 
 use std::{fmt, net::SocketAddr, time::Duration};
 
 use linerate_client::{Ended, Operation, Outcome, PushError, Reason, Session};
 use linerate_dataplane::{
     Port,
-    sim::{Faults, PortId, SimNetwork, SimPort, Tapped, mix},
+    sim::{PortId, SimNetwork, SimPort, Tapped, mix},
 };
-use linerate_proto::{
-    session::{SessionConfig, TRANSFER_IDLE_MAX},
-    wire::Statistic,
-};
+use linerate_proto::{session::SessionConfig, wire::Statistic};
 use linerate_server::{stats::Published, store::Store, worker::Worker};
 use rand::{RngExt, SeedableRng, rngs::Xoshiro256PlusPlus};
 
+use self::recovery::{Stage, is_proof};
 use crate::{
     check::{Ask, Call, Checker, Rule, name},
-    forge::{farewell, garbage},
+    forge::farewell,
     monitor::{CreditMonitor, ProofMonitor},
     node::{Clock, Pace},
     run::Plan,
-    swarm::{ClientParams, NodeFault, Params, magnitude, pick},
+    swarm::{ClientParams, NodeFault, Params, magnitude},
     trace::describe,
     value::{Origin, write_value},
 };
@@ -47,17 +47,9 @@ const SILENCES: [(Duration, Duration); 2] = [
     (Duration::from_millis(2), Duration::from_millis(2)),
 ];
 
-/// Share of the datagrams that is still lost when all else is well, at first.
-const MILD_LOSS: f64 = 0.05;
-
-/// A client that waits so long for an answer gets it in spite of that, and of clocks that were set back.
+/// When all is well, a client that waits so long for an answer gets it, in spite of clocks that were set back and of the
+/// little that is still lost.
 const PATIENT: Duration = Duration::from_secs(5);
-
-/// Clocks are set back by this much in all, so that the wait for it is bounded.
-const BACK_MAX: Duration = Duration::from_secs(3);
-
-/// Once all is well, leases that have run out meanwhile are noticed within this: they are looked for once a second.
-const SETTLE: Duration = Duration::from_millis(2_500);
 
 pub(crate) struct World {
     plan: Plan,
@@ -130,27 +122,6 @@ struct Life {
     stride: Duration,
     heard_at: Duration,
     credit: CreditMonitor,
-}
-
-/// How far a client is in the second half.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Stage {
-    /// What is open ends, and sessions are found again. So many operations are still to be pushed, into a network that
-    /// only loses a little.
-    Settling(u32),
-    /// A round that may still meet what the first half has left behind, and is repeated until it does not.
-    Recovering(u32),
-    /// A round of which each must end in a result.
-    Proving(u32),
-    /// Nothing is left to do.
-    Done,
-}
-
-impl Stage {
-    /// Whether there are operations to push.
-    const fn has_more(self) -> bool {
-        matches!(self, Self::Settling(1..) | Self::Recovering(1..) | Self::Proving(1..))
-    }
 }
 
 impl World {
@@ -577,296 +548,6 @@ impl World {
             Err(error) => panic!("a legal operation was refused: {error}"),
         }
     }
-
-    // ---- faults ----
-
-    fn schedule_fault(&mut self) {
-        let interval = self.params.node_fault_interval;
-        let ops = self.pushed + self.random.random_range(1..=2 * interval);
-        let after = magnitude(&mut self.random, Duration::from_millis(1), Duration::from_secs(2));
-        self.next_fault_at = (ops, self.now + after);
-    }
-
-    /// One node fault, chosen by the seed's weights.
-    fn break_something(&mut self) {
-        let total: u32 = self.params.node_fault_weights.iter().sum();
-        if total == 0 {
-            return;
-        }
-        let mut at = self.random.random_range(0..total);
-        let chosen = self.params.node_fault_weights.iter().position(|&weight| {
-            let found = at < weight;
-            at = at.saturating_sub(weight);
-            found
-        });
-        let index = chosen.expect("below the total");
-        if self.commit(NodeFault::ALL[index]) {
-            self.node_faults[index] += 1;
-        }
-    }
-
-    /// Commits a fault; returns whether it could be.
-    fn commit(&mut self, fault: NodeFault) -> bool {
-        let core = self.random.random_range(0..self.params.cores);
-        let number = self.random.random_range(0..self.clients.len());
-        let on_core = self.random.random_bool(0.5);
-        let micros = Duration::from_micros;
-        let draw = |random: &mut _, longest: Duration| magnitude(random, micros(50), longest);
-        let short = draw(&mut self.random, Duration::from_millis(300));
-        // Now and then for longer than anybody's patience.
-        let beyond_lease = self.params.lease.mul_f64(self.random.random_range(1.0..1.5));
-        let pause = if self.random.random_bool(0.15) { beyond_lease } else { short };
-        self.say(format_args!("{fault:?}: core {core}, client {number}, {on_core}, {short:?}, {pause:?}"));
-        let (now, until) = (self.now, self.now + pause);
-        match fault {
-            NodeFault::PauseCore | NodeFault::PauseServer => {
-                let Some(server) = &mut self.server else { return false };
-                let all = fault == NodeFault::PauseServer;
-                let paused = server.cores.iter_mut().zip(0..).filter(|&(_, other)| all || other == core);
-                paused.for_each(|(core, _)| core.pace.pause(until));
-            }
-            NodeFault::PauseClient => {
-                let Some(life) = &mut self.clients[number].life else { return false };
-                life.pace.pause(until);
-            }
-            NodeFault::KillServer => {
-                if self.server.is_none() {
-                    return false;
-                }
-                self.stop_server();
-                self.server_starts_at = now + if on_core { short } else { Duration::ZERO };
-            }
-            NodeFault::KillClient | NodeFault::LeaveClient => {
-                if self.clients[number].life.is_none() {
-                    return false;
-                }
-                let down = if on_core { short } else { Duration::ZERO };
-                self.stop_client(number, fault == NodeFault::LeaveClient, now + down);
-            }
-            NodeFault::ClockForward | NodeFault::ClockBack => {
-                let back = fault == NodeFault::ClockBack;
-                let by = match back {
-                    true => draw(&mut self.random, Duration::from_millis(500)),
-                    // All of a core's leases run out at once.
-                    false if self.random.random_bool(0.5) => beyond_lease + Duration::from_secs(1),
-                    false => draw(&mut self.random, self.params.lease),
-                };
-                if back && self.set_back + by > BACK_MAX {
-                    return false;
-                }
-                let clock = if on_core {
-                    self.server.as_mut().map(|server| &mut server.cores[usize::from(core)].clock)
-                } else {
-                    self.clients[number].life.as_mut().map(|life| &mut life.clock)
-                };
-                let Some(clock) = clock else { return false };
-                if back {
-                    self.set_back += by;
-                    clock.jump_back(by);
-                } else {
-                    clock.jump_forward(by);
-                }
-            }
-            NodeFault::EvictSession => {
-                let client = &self.clients[number];
-                let Some(life) = &client.life else { return false };
-                let to = self.params.core_addr(core);
-                let Some(bytes) = self.network.last_sent(life.port, to).and_then(|sent| farewell(&sent))
-                else {
-                    return false;
-                };
-                self.network.inject(client.addr, to, &bytes);
-            }
-            NodeFault::SlowDown => {
-                let interval = draw(&mut self.random, Duration::from_millis(5));
-                let pace = if on_core {
-                    self.server.as_mut().map(|server| &mut server.cores[usize::from(core)].pace)
-                } else {
-                    self.clients[number].life.as_mut().map(|life| &mut life.pace)
-                };
-                let Some(pace) = pace else { return false };
-                pace.slow_down(interval, now + short);
-            }
-            NodeFault::Clog | NodeFault::Part => {
-                let (client, core) = (self.clients[number].addr, self.params.core_addr(core));
-                let (from, to) = if on_core { (core, client) } else { (client, core) };
-                let (from, to) = match self.random.random_range(0..3) {
-                    0 => (Some(from), Some(to)),
-                    1 => (Some(from), None),
-                    _ => (None, Some(to)),
-                };
-                if fault == NodeFault::Clog {
-                    self.network.clog(from, to, short);
-                } else {
-                    self.network.part(from, to, short);
-                }
-            }
-            NodeFault::Garbage => {
-                for _ in 0..self.random.random_range(1..=8) {
-                    let bytes = garbage(&mut self.random);
-                    let (client, core) = (self.clients[number].addr, self.params.core_addr(core));
-                    let stranger = self.stranger.local_addr();
-                    let from = pick(&mut self.random, &[stranger, stranger, client, core]);
-                    let to = pick(&mut self.random, &[core, core, client]);
-                    self.network.inject(from, to, &bytes);
-                }
-            }
-        }
-        true
-    }
-
-    // ---- the second half ----
-
-    /// Ends all faults.
-    fn heal(&mut self) {
-        self.say(format_args!("all is well"));
-        // What is lost now must be sent again: without a loss nobody would notice that it is not.
-        self.network.set_faults(Faults { loss: MILD_LOSS, ..self.faultless() });
-        self.network.clear_obstacles();
-        self.healed_at = Some(self.now);
-        self.first_healed = self.checker.next_tag().into();
-        self.server_starts_at = self.server_starts_at.min(self.now);
-        for core in self.server.iter_mut().flat_map(|server| &mut server.cores) {
-            core.pace.heal(self.now, self.params.core_interval);
-        }
-        for client in &mut self.clients {
-            client.starts_at = client.starts_at.min(self.now);
-            if let Some(life) = &mut client.life {
-                life.pace.heal(self.now, Duration::ZERO);
-            }
-        }
-    }
-
-    /// The network with nothing wrong: its paths and queues are as they are.
-    fn faultless(&self) -> Faults {
-        let Faults { queue_len, datagram_len_max, .. } = self.params.faults;
-        Faults { queue_len, datagram_len_max, ..Faults::NONE }
-    }
-
-    /// Ends the last losses, once everybody has had time to find a session.
-    fn settle(&mut self) {
-        self.say(format_args!("nothing is lost any more"));
-        self.network.set_faults(self.faultless());
-        let overflowed = self.server_sum(Statistic::RxOverflowDrops);
-        if let Some(server) = &mut self.server {
-            server.overflowed_before = Some(overflowed);
-        }
-    }
-
-    /// Moves a client on to its next stage when it is done with its present one.
-    fn advance_stage(&mut self, number: usize) {
-        let round = 2 * self.params.keys.len() as u32;
-        let missing = self.plan.ops.saturating_sub(self.pushed);
-        let client = &mut self.clients[number];
-        let is_open = client.life.as_ref().is_some_and(|life| life.session.is_open());
-        let settled = self.healed_at.is_some_and(|healed_at| self.now >= healed_at + SETTLE);
-        if client.open > 0 {
-            return;
-        }
-        let next = match client.stage {
-            // Whoever found no session in time goes on without this round.
-            Stage::Settling(_) if settled && is_open => Stage::Recovering(round + missing),
-            Stage::Recovering(0) if client.failed => Stage::Recovering(round),
-            Stage::Recovering(0) if is_open => Stage::Proving(round),
-            Stage::Proving(0) => Stage::Done,
-            _ => return,
-        };
-        client.stage = next;
-        client.failed = false;
-    }
-
-    /// Waits until every client is done. Where the server has no memory for all of them, those that are done make room.
-    fn finish(&mut self) {
-        let longest_timeout = Duration::from_secs(5);
-        let patience = self.params.lease * 2 + longest_timeout + self.set_back * 2 + Duration::from_secs(20);
-        let refused_at_first = self.server_sum(Statistic::SessionsRefused);
-        let settled_at = self.now + SETTLE;
-        while self.now < settled_at {
-            self.step();
-        }
-        self.settle();
-        let mut deadline = self.now + patience;
-        let mut done_before = 0;
-        let mut refused_before = refused_at_first;
-        loop {
-            self.step();
-            let done = self.clients.iter().filter(|client| client.stage == Stage::Done).count();
-            if done == self.clients.len() {
-                break;
-            }
-            let progress = done > done_before;
-            if !progress && self.now < deadline {
-                continue;
-            }
-            done_before = done;
-            deadline = self.now + patience;
-            let refused = self.server_sum(Statistic::SessionsRefused);
-            let starves = refused > refused_before;
-            refused_before = refused;
-            if starves {
-                self.make_room();
-            } else if !progress {
-                let unfinished = self.clients.iter().filter(|client| client.stage != Stage::Done);
-                let states: Vec<_> =
-                    unfinished.map(|client| (client.number, client.stage, client.open)).collect();
-                self.stuck = Some(format!("client, stage, open operations: {states:?}"));
-                return;
-            }
-        }
-        let open = self.checker.open_count();
-        if open > 0 {
-            self.checker.violate(Rule::Ends, format!("{open} operations have never ended"));
-        }
-        // Where there was no room for all sessions, an operation may have waited for one in vain.
-        if self.server_sum(Statistic::SessionsRefused) == refused_at_first {
-            for what in std::mem::take(&mut self.given_up) {
-                self.checker.violate(Rule::Healed, what);
-            }
-        }
-        self.check_queues();
-        self.check_staging();
-    }
-
-    /// What was credited fits the receive queues.
-    fn check_queues(&mut self) {
-        let overflowed = self.server_sum(Statistic::RxOverflowDrops);
-        let before = self.server.as_ref().and_then(|server| server.overflowed_before);
-        if self.params.watches_queues() && before.is_some_and(|before| overflowed > before) {
-            self.checker
-                .violate(Rule::Credit, format!("{overflowed} datagrams overflowed, {before:?} before"));
-        }
-    }
-
-    /// Waits until pieces of long values that nobody will complete must be forgotten, and looks whether they are.
-    fn check_staging(&mut self) {
-        if self.server_sum(Statistic::StagedBytes) == 0 {
-            return;
-        }
-        let until = self.now + TRANSFER_IDLE_MAX + SETTLE;
-        while self.now < until {
-            self.step();
-        }
-        let staged = self.server_sum(Statistic::StagedBytes);
-        if staged > 0 {
-            self.checker
-                .violate(Rule::Healed, format!("{staged} bytes of values that nobody sends any more"));
-        }
-    }
-
-    /// Lets those clients leave for good that are done, or if none is, one that is not.
-    fn make_room(&mut self) {
-        let holds =
-            |client: &Client, done: bool| client.life.is_some() && (client.stage == Stage::Done) == done;
-        let mut leaving: Vec<_> =
-            (0..self.clients.len()).filter(|&number| holds(&self.clients[number], true)).collect();
-        if leaving.is_empty() {
-            leaving.extend((0..self.clients.len()).find(|&number| holds(&self.clients[number], false)));
-        }
-        for number in leaving {
-            self.stop_client(number, true, Duration::MAX);
-            self.clients[number].stage = Stage::Done;
-        }
-    }
 }
 
 impl Client {
@@ -877,17 +558,6 @@ impl Client {
             Some(life) => life.pace.next(network.waiting(life.port) > 0),
             None => self.starts_at,
         }
-    }
-}
-
-/// Whether an operation may end so when all is well: in a result, or refused because there is no memory left for it or
-/// others keep replacing a value of many pieces.
-const fn is_proof(outcome: Outcome<'_>) -> bool {
-    match outcome {
-        Outcome::NotExecuted(reason) => {
-            matches!(reason, Reason::NoSpace | Reason::StagingFull | Reason::Changed)
-        }
-        outcome => !matches!(outcome, Outcome::OutcomeUnknown),
     }
 }
 
