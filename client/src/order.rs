@@ -4,7 +4,8 @@ use std::{collections::HashSet, str::FromStr};
 
 use linerate_proto::{flow::Ended, wire::Operation};
 
-/// Which operations of a session may be in flight together. Those that may not take effect in the order of the calls.
+/// Which operations of a session may be in flight together. Those that may not take effect in the order of the calls; only
+/// a write whose outcome is unknown may take effect, if at all, after what was called later.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Order {
     /// All. Their effects may come in any order.

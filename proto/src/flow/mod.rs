@@ -462,7 +462,9 @@ impl Flow {
         let handshake = if self.is_open() { Instant::FAR_FUTURE } else { self.handshake_at };
         let oldest = self.sent.iter().find(|&&(index, number)| self.is_current(index, number));
         let loss = oldest.map_or(Instant::FAR_FUTURE, |&(index, _)| self.loss_at(index));
-        handshake.min(loss).min(self.next_deadline_check).min(self.transfers.next_at())
+        // Without a free slot a transfer waits for an answer, whatever its time.
+        let transfer = if self.free.is_empty() { Instant::FAR_FUTURE } else { self.transfers.next_at() };
+        handshake.min(loss).min(self.next_deadline_check).min(transfer)
     }
 
     /// Ends everything: what was never sent as not executed, writes in flight as unknown.

@@ -22,8 +22,9 @@ pub const TRANSFERS_MAX: usize = 16;
 /// Bytes that the values of one session's transfers have together: four of the longest.
 pub const STAGED_LEN_MAX: usize = 4 * VALUE_LEN_MAX;
 
-/// A transfer is forgotten when nothing of it has come for so long.
-pub const TRANSFER_IDLE_MAX: Duration = Duration::from_secs(10);
+/// A transfer is forgotten when nothing of it has come for so long: longer than a client's longest timeout, and shorter
+/// than what callers usually wait for an operation, so that what one has given up does not keep the next one out.
+pub const TRANSFER_IDLE_MAX: Duration = Duration::from_secs(3);
 
 /// Bytes of a value that a request of one piece carries when datagrams have `datagram_len` bytes: 1,408 of 1,472.
 ///

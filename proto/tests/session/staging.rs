@@ -167,7 +167,7 @@ fn staging_is_bounded() {
     assert!(table.staged_len() <= config.staging_len_max);
 }
 
-/// Goal: what is never completed is forgotten after ten seconds, and with its session. Method: silence of a transfer, a
+/// Goal: what is never completed is forgotten after three seconds, and with its session. Method: silence of a transfer, a
 /// close, a fence and the end of a lease.
 #[test]
 fn what_is_never_completed_is_forgotten() {
@@ -175,18 +175,18 @@ fn what_is_never_completed_is_forgotten() {
     let header = pieces_at(&mut table, &opened, 1, 1);
     table.begin(&header, 1, 1_000).unwrap();
     table.begin(&header, 2, 1_000).unwrap();
-    let header = pieces_at(&mut table, &opened, 2, 9);
+    let header = pieces_at(&mut table, &opened, 2, 3);
     table.part(&header, 2, 0, &[1; 64]).unwrap();
-    table.expire(at(11));
+    table.expire(at(4));
     let both = table.staged_len();
     assert!(both > 2_000, "nothing is over yet");
-    assert_eq!(TRANSFER_IDLE_MAX.as_secs(), 10);
-    table.expire(at(13));
+    assert_eq!(TRANSFER_IDLE_MAX.as_secs(), 3);
+    table.expire(at(6));
     assert_eq!(table.staged_len(), both / 2, "the one that is silent is gone");
     assert_eq!(table.part(&header, 1, 0, &[1; 64]), Err(Reason::NotStaged));
     assert_eq!(table.part(&header, 2, 64, &[1; 64]), Ok(()));
     // A word in the session keeps the session, not its transfers.
-    for second in 14..22 {
+    for second in 7..15 {
         let ping = Ping { common: opened.common, echo: 0.into() };
         assert!(table.attend(at(second), &ping.common, &client(), false).is_ok());
         table.expire(at(second));
