@@ -100,8 +100,9 @@ impl SessionCounters {
 ///
 /// Operations are taken by [`get`](Self::get), [`put`](Self::put) and [`delete`](Self::delete) together with a tag of
 /// the caller's choosing, packed into requests by the core that owns their key, and sent by [`poll`](Self::poll), which
-/// also hands out what has come back. Each operation taken ends in exactly one [`Outcome`]. Operations in flight
-/// together are concurrent: the order of their effects is that of the calls only as far as [`SessionConfig::order`] says.
+/// also hands out what has come back. Each operation taken ends in exactly one
+/// [`Outcome`](linerate_proto::flow::Outcome). Operations in flight together are concurrent: the order of their effects is
+/// that of the calls only as far as [`SessionConfig::order`] says.
 ///
 /// ```
 /// use linerate_client::{Outcome, Session, SessionConfig};
@@ -192,7 +193,9 @@ impl<P: Port> Session<P> {
         let since_1970 = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
         let generation = since_1970.as_nanos() as u64;
         let client_id = config.client_id.unwrap_or_else(rand::random);
-        let mut first = Self::open(open(servers)?, servers, config, (client_id, generation));
+        // Which core of its server an address belongs to is only known afterwards.
+        let asked: Vec<_> = servers.iter().map(|&addr| (addr, None)).collect();
+        let mut first = Self::open(open(servers)?, &asked, config, (client_id, generation));
         first.reopen()?;
         let infos: Vec<ServerInfo> =
             first.flows.iter().filter_map(|core| core.flow.info().copied()).collect();
@@ -202,18 +205,19 @@ impl<P: Port> Session<P> {
         }
         // One more session at core 0 than needed would hold its slots until the lease ends.
         first.close();
-        let mut addrs = Vec::new();
+        let mut cores = Vec::new();
         let mut nodes = Vec::new();
         for (server, info) in servers.iter().zip(&infos) {
-            nodes.push(addrs.len());
-            addrs.extend((0..info.cores).map(|core| {
+            nodes.push(cores.len());
+            cores.extend((0..info.cores).map(|core| {
                 let port = info.base_port.wrapping_add(core.into());
-                SocketAddr::new(server.ip(), port)
+                (SocketAddr::new(server.ip(), port), Some(core))
             }));
         }
         let client_id = config.client_id.unwrap_or_else(rand::random);
         // Above those that the first session has used.
-        let mut all = Self::open(open(&addrs)?, &addrs, config, (client_id, generation + (1 << 20)));
+        let addrs: Vec<_> = cores.iter().map(|&(addr, _)| addr).collect();
+        let mut all = Self::open(open(&addrs)?, &cores, config, (client_id, generation + (1 << 20)));
         all.nodes = nodes;
         all.reopen()?;
         all.place(servers, &infos)?;
@@ -233,24 +237,28 @@ impl<P: Port> Session<P> {
     pub fn attach(port: P, cores: &[SocketAddr], config: SessionConfig, seed: u64) -> Self {
         let map = u8::try_from(cores.len()).ok().and_then(|count| ClusterMap::single(count).ok());
         let (client_id, generation) = config.client_id.map_or((seed, 0), |client_id| (client_id, seed));
-        let mut session = Self::open(port, cores, config, (client_id, generation));
+        // A single one may be any of its node's.
+        let number = |core: u8| (cores.len() > 1).then_some(core);
+        let cores: Vec<_> = cores.iter().zip(0..).map(|(&addr, core)| (addr, number(core))).collect();
+        let mut session = Self::open(port, &cores, config, (client_id, generation));
         session.nodes = vec![0];
         session.map = Box::new(map.expect("1 to 255 cores"));
         session
     }
 
+    /// `cores`: address of each, and its number where that is known.
     fn open(
         port: P,
-        addrs: &[SocketAddr],
+        cores: &[(SocketAddr, Option<u8>)],
         config: SessionConfig,
         (client_id, generation): (u64, u64),
     ) -> Self {
         // Three quarters of the queue are shared out; the rest is for answers that come late or twice.
-        let reply_datagrams_max = port.rx_queue_datagrams(DATAGRAM_LEN_MAX) / 4 * 3 / addrs.len().max(1);
-        let flows = addrs
+        let reply_datagrams_max = port.rx_queue_datagrams(DATAGRAM_LEN_MAX) / 4 * 3 / cores.len().max(1);
+        let flows = cores
             .iter()
             .zip(0..)
-            .map(|(&addr, index)| {
+            .map(|(&(addr, core), index)| {
                 let client_id = flow_id(client_id, index);
                 let flow = Flow::new(FlowConfig {
                     window: config.window,
@@ -260,6 +268,7 @@ impl<P: Port> Session<P> {
                     rto_floor: config.rto_floor,
                     timeout: config.timeout,
                     reply_datagrams_max,
+                    core,
                     epoch: 0,
                     seed: nonce_of(client_id, generation),
                 });
@@ -269,7 +278,7 @@ impl<P: Port> Session<P> {
         Self {
             port,
             flows,
-            nodes: (0..addrs.len()).collect(),
+            nodes: (0..cores.len()).collect(),
             map: Box::new(ClusterMap::single(1).expect("one core is in range")),
             config,
             started: SystemInstant::now(),

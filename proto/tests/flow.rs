@@ -212,6 +212,7 @@ const CONFIG: FlowConfig = FlowConfig {
     reply_datagrams_max: usize::MAX,
     rto_floor: Duration::from_micros(200),
     timeout: Duration::from_secs(2),
+    core: Some(0),
     epoch: 1,
     seed: *b"flow test seed 1",
 };
@@ -1281,6 +1282,19 @@ fn the_path_is_probed_from_the_longest_datagram_on() {
         let counters = pair.flow.counters();
         assert!(counters.requests > 100 && counters.retransmits == 0, "{counters:?}");
     }
+}
+
+/// Goal: a session with another core than the one asked is not taken, whoever says it is from there. Method: a flow that
+/// is meant for core 1, and a server that is core 0.
+#[test]
+fn another_cores_session_is_not_taken() {
+    let config = FlowConfig { core: Some(1), ..CONFIG };
+    let mut pair =
+        Pair { flow: Flow::new(config), server: Server::new(1_000), now: 1_000 * MS, ends: vec![] };
+    pair.settle();
+    assert!(!pair.flow.is_open());
+    let pair = Pair::open(FlowConfig { core: None, ..CONFIG }, Server::new(1_000));
+    assert!(pair.flow.is_open(), "any core's, when it is not known which");
 }
 
 /// Goal: an answer to the first OPEN that comes after a shorter one was sent does not make the client send more than the

@@ -101,6 +101,9 @@ impl Flow {
         if !matches!(self.state, State::Opening(_)) || opened.nonce != self.nonce {
             return Err(DropReason::Unexpected);
         }
+        if self.config.core.is_some_and(|core| core != opened.core) {
+            return Err(DropReason::Unexpected);
+        }
         let window = opened.window.get();
         let lease = Duration::from_secs(opened.lease_s.get().into());
         // An OPENED that comes late says more than the server keeps to after a shorter OPEN.

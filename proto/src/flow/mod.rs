@@ -511,6 +511,7 @@ mod tests {
             reply_datagrams_max: usize::MAX,
             rto_floor: Duration::from_micros(200),
             timeout: Duration::from_secs(1),
+            core: None,
             epoch: 0,
             seed: [1; 16],
         };

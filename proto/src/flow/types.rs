@@ -21,6 +21,8 @@ pub struct FlowConfig {
     pub timeout: Duration,
     /// Full datagrams that the port's receive queue has room for: no more answers than fit are asked for at a time.
     pub reply_datagrams_max: usize,
+    /// Number of the core that this flow is meant for, if it is known: another one's session is not taken.
+    pub core: Option<u8>,
     /// Epoch of the cluster map that chose this core.
     pub epoch: u16,
     /// The nonce of the first handshake; the jitter of the timers grows out of it too. The client's id is random, or
