@@ -103,6 +103,9 @@ fn check(report: &Report) -> anyhow::Result<Verdict> {
         );
         return Ok(Verdict::Violated);
     }
+    if let Some(impossible) = report.check.as_ref().and_then(|check| check.audit.impossible.as_ref()) {
+        eprintln!("linerate-bench: the writes were not counted up at the end: {impossible}");
+    }
     let wrong = report.wrong_values.unwrap_or(0);
     anyhow::ensure!(wrong == 0, "{wrong} values were never put at the key they were got from: this is a bug");
     Ok(Verdict::Right)

@@ -3,7 +3,7 @@
 #![forbid(unsafe_code)]
 
 use std::{
-    io::{self, Read, Write},
+    io::{self, IsTerminal, Read, Write},
     net::{SocketAddr, ToSocketAddrs},
     process::ExitCode,
     time::Duration,
@@ -13,7 +13,7 @@ use anyhow::Context;
 use clap::{Parser, Subcommand, ValueEnum};
 use linerate_client::{Client, SessionConfig};
 use linerate_dataplane::Port;
-use linerate_proto::wire::STAT_NAMES;
+use linerate_proto::wire::{STAT_NAMES, VALUE_LEN_MAX};
 
 /// Talks to linerate servers. Exit codes: 0 found or done, 1 not found, 2 error.
 #[derive(Debug, Parser)]
@@ -121,14 +121,18 @@ fn execute<P: Port>(mut client: Client<P>, command: &Command) -> anyhow::Result<
                 return Ok(false);
             };
             let mut out = io::stdout().lock();
-            out.write_all(&value).and_then(|()| out.write_all(b"\n")).context("cannot print the value")?;
+            // Into a file or a pipe goes the value itself, byte by byte.
+            let end: &[u8] = if out.is_terminal() { b"\n" } else { b"" };
+            out.write_all(&value).and_then(|()| out.write_all(end)).context("cannot print the value")?;
             Ok(true)
         }
         Command::Put { key, value } => {
             let mut read = Vec::new();
             let value = if value == "-" {
+                // One byte more than a value may have is enough to refuse it.
                 io::stdin()
                     .lock()
+                    .take(VALUE_LEN_MAX as u64 + 1)
                     .read_to_end(&mut read)
                     .context("cannot read the value from standard input")?;
                 &read

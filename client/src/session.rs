@@ -520,7 +520,10 @@ impl<P: Port> Session<P> {
     /// # Errors
     /// When the port is broken for good.
     pub fn ping(&mut self, sink: &mut impl FnMut(Ended<'_>)) -> io::Result<Vec<Option<Duration>>> {
-        self.ask(sink, Flow::ping, Flow::take_pong)
+        // A pong that comes in the very turn that the ping leaves in seems to have taken no time.
+        self.ask(sink, Flow::ping, |flow, elapsed| {
+            flow.take_pong().map(|rtt| if rtt.is_zero() { elapsed } else { rtt })
+        })
     }
 
     /// Asks each core for its statistics, in the order of [`cores`](Self::cores); `None` for a core that did not answer
@@ -532,15 +535,16 @@ impl<P: Port> Session<P> {
         &mut self,
         sink: &mut impl FnMut(Ended<'_>),
     ) -> io::Result<Vec<Option<Box<[u64; STAT_COUNT]>>>> {
-        self.ask(sink, Flow::ask_statistics, Flow::take_statistics)
+        self.ask(sink, Flow::ask_statistics, |flow, _| flow.take_statistics())
     }
 
-    /// Asks each core something, again as often as needed, until all have answered or the time is up.
+    /// Asks each core something, again as often as needed, until all have answered or the time is up. `take` is told how
+    /// long ago that was.
     fn ask<T>(
         &mut self,
         sink: &mut impl FnMut(Ended<'_>),
         ask: impl Fn(&mut Flow),
-        take: impl Fn(&mut Flow) -> Option<T>,
+        take: impl Fn(&mut Flow, Duration) -> Option<T>,
     ) -> io::Result<Vec<Option<T>>> {
         let begun = self.now();
         let mut answers: Vec<Option<T>> = self.flows.iter().map(|_| None).collect();
@@ -556,8 +560,9 @@ impl<P: Port> Session<P> {
             if self.turn(now, sink)? == 0 {
                 self.wait(ASK_AGAIN_AFTER)?;
             }
+            let elapsed = self.now().since(asked_at.unwrap_or(now));
             for (core, answer) in self.flows.iter_mut().zip(&mut answers) {
-                *answer = answer.take().or_else(|| take(&mut core.flow));
+                *answer = answer.take().or_else(|| take(&mut core.flow, elapsed));
             }
         }
         Ok(answers)

@@ -70,7 +70,8 @@ fn execute(options: &Options) -> anyhow::Result<ExitCode> {
     if let Some(failure) = &summary.first_failure {
         eprintln!("linerate-sim: seed {} failed: {}", failure.seed, failure.what);
         let ops = if options.ops == OPS_DEFAULT { String::new() } else { format!(" --ops {}", options.ops) };
-        eprintln!("linerate-sim: replay it with: linerate-sim --seed {}{ops} --trace", failure.seed);
+        let mutant = options.mutant.map_or_else(String::new, |mutant| format!(" --mutant {}", mutant.name()));
+        eprintln!("linerate-sim: replay it with: linerate-sim --seed {}{ops}{mutant} --trace", failure.seed);
     }
     if stop.load(Ordering::Relaxed) {
         eprintln!("linerate-sim: interrupted after {} seeds; the result is of these", summary.seeds);

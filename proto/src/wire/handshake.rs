@@ -172,8 +172,8 @@ impl fmt::Display for RefusalReason {
                 "its memory for sessions is used up: close some clients, or give the server more --memory"
             }
             Self::QUEUE_FULL => {
-                "its receive queue is shared out among as many sessions as it can take: close some clients, or raise \
-                 net.core.rmem_max at the server and restart it"
+                "its receive queue is shared out among as many sessions as it can take: close some clients, or give \
+                 the server more --receive-buffer (as root, or with a higher net.core.rmem_max)"
             }
             Self::SOURCE_FULL => {
                 "this machine already has half of the sessions that the server can hold, which is all that one \
