@@ -197,8 +197,8 @@ impl Place {
     }
 }
 
-/// Runs the load of one thread over `session`, and has `checker`, if there is one, look at every answer. `live` is added to as operations end, for whoever shows progress; when
-/// `stop` is set the run ends early.
+/// Runs the load of one thread over `session`, and has `checker`, if there is one, look at every answer. `live` is added
+/// to as operations end, for whoever shows progress; when `stop` is set the run ends early.
 ///
 /// # Errors
 /// When the session's port is broken for good.

@@ -44,24 +44,25 @@ impl<T: FromBytes + IntoBytes> Region<T> {
         let rounding = if wanted >= HUGE_PAGE_LEN { HUGE_PAGE_LEN } else { 4096 };
         let mapped_len = wanted.max(1).checked_next_multiple_of(rounding).and_then(NonZeroUsize::new);
         let mapped_len = mapped_len.ok_or(io::ErrorKind::InvalidInput)?;
-        // SAFETY: a private anonymous mapping at an address of the kernel's choosing aliases no existing memory.
-        let start = unsafe {
-            mmap_anonymous(
-                None,
-                mapped_len,
-                ProtFlags::PROT_READ | ProtFlags::PROT_WRITE,
-                MapFlags::MAP_PRIVATE,
-            )
-        }?;
-        if mapped_len.get() >= HUGE_PAGE_LEN {
-            // SAFETY: the range is exactly the mapping made above. The advice changes only the page size; a refusal
-            // (kernel without huge pages) leaves ordinary pages, which is why the result is not looked at.
-            let _ = unsafe { madvise(start, mapped_len.get(), MmapAdvise::MADV_HUGEPAGE) };
-        }
+        let start = map_private(mapped_len)?;
         // mmap aligns to 4 KiB; no element type of this project wants more.
         assert!(align_of::<T>() <= 4096, "elements aligned to more than a page");
         Ok(Self { start, mapped_len, count, elements: PhantomData })
     }
+}
+
+/// Maps zeroed memory of this process's own, on huge pages if it is long enough for one and the kernel has them.
+fn map_private(mapped_len: NonZeroUsize) -> io::Result<NonNull<c_void>> {
+    // SAFETY: a private anonymous mapping at an address of the kernel's choosing aliases no existing memory.
+    let start = unsafe {
+        mmap_anonymous(None, mapped_len, ProtFlags::PROT_READ | ProtFlags::PROT_WRITE, MapFlags::MAP_PRIVATE)
+    }?;
+    if mapped_len.get() >= HUGE_PAGE_LEN {
+        // SAFETY: the range is exactly the mapping made above. The advice changes only the page size; a refusal
+        // (kernel without huge pages) leaves ordinary pages, which is why the result is not looked at.
+        let _ = unsafe { madvise(start, mapped_len.get(), MmapAdvise::MADV_HUGEPAGE) };
+    }
+    Ok(start)
 }
 
 impl<T> Deref for Region<T> {
@@ -114,19 +115,7 @@ impl SharedWords {
     /// As [`Region::zeroed`].
     pub fn anonymous(count: usize) -> io::Result<Self> {
         let mapped_len = Self::mapped_len(count)?;
-        // SAFETY: a private anonymous mapping at an address of the kernel's choosing aliases no existing memory.
-        let start = unsafe {
-            mmap_anonymous(
-                None,
-                mapped_len,
-                ProtFlags::PROT_READ | ProtFlags::PROT_WRITE,
-                MapFlags::MAP_PRIVATE,
-            )
-        }?;
-        if mapped_len.get() >= HUGE_PAGE_LEN {
-            // SAFETY: the range is exactly the mapping made above; the advice changes only the page size.
-            let _ = unsafe { madvise(start, mapped_len.get(), MmapAdvise::MADV_HUGEPAGE) };
-        }
+        let start = map_private(mapped_len)?;
         Ok(Self { start, mapped_len, count })
     }
 
