@@ -279,7 +279,7 @@ impl<P: Port> Port for FaultyPort<P> {
 
     fn split(&mut self) -> (Received<'_>, &mut Outbox) {
         let memory = match &self.released {
-            Some(memory) => memory,
+            Some(memory) => memory.as_slice().into(),
             None => self.port.split().0.memory(),
         };
         (Received::new(memory, &self.inbox), &mut self.outbox)
@@ -307,6 +307,10 @@ impl<P: Port> Port for FaultyPort<P> {
 
     fn rx_queue_datagrams(&self, len: usize) -> usize {
         self.port.rx_queue_datagrams(len)
+    }
+
+    fn check(&mut self) -> io::Result<()> {
+        self.port.check()
     }
 
     /// `None` while something is held back: then there is work without anything arriving.

@@ -8,11 +8,15 @@
 //! ```
 //! A train is what one system call takes for one peer. For datagram ports its segments are equal but for the last,
 //! which may be shorter: that is what `UDP_SEGMENT` wants (udp(7)). For stream ports each datagram carries its length
-//! in front.
+//! in front. Ports whose kernel side takes frames have a third way, one frame for each datagram or train.
 
-use std::io;
+#[allow(unsafe_code)]
+pub(crate) mod frames;
 
-use crate::{port::Peer, region::Region};
+use std::{io, sync::Arc};
+
+use self::frames::{FrameLayout, FrameOrder, FrameOutbox};
+use crate::{frame_memory::FrameMemory, port::Peer, region::Region};
 
 /// Chunk size: one train is at most one UDP datagram before segmentation, 65,507 bytes on IPv4.
 pub const CHUNK_LEN: usize = 64 << 10;
@@ -22,6 +26,9 @@ const TRAIN_LEN_MAX: usize = 65_535 - 40 - 8;
 
 /// Segments in a train: 64 was `UDP_MAX_SEGMENTS` (linux/udp.h) until kernel 6.9 made it 128.
 const SEGMENTS_MAX: usize = 64;
+
+/// Full datagrams that a chunk takes: what a chunk is to those who count in frames.
+const DATAGRAMS_PER_CHUNK: usize = 44;
 
 /// Length of the prefix in front of each datagram on a stream: a big-endian u16.
 pub(crate) const STREAM_PREFIX_LEN: usize = 2;
@@ -75,6 +82,8 @@ pub struct Outbox {
     current: usize,
     /// Longest datagram that the slot handed out by `begin` may take; 0 when there is none.
     begun_len_max: usize,
+    /// Where datagrams go when each has a frame of its own; there are no chunks and trains then.
+    frames: Option<Box<FrameOutbox>>,
 }
 
 /// Room for one datagram, to be filled from the front and then [committed](Outbox::commit).
@@ -99,25 +108,50 @@ impl Outbox {
             trains: Vec::with_capacity(chunks * 2),
             current: 0,
             begun_len_max: 0,
+            frames: None,
         })
+    }
+
+    /// An outbox of one frame per datagram.
+    pub(crate) fn of_frames(
+        memory: Arc<FrameMemory>,
+        layout: FrameLayout,
+        order: FrameOrder,
+    ) -> io::Result<Self> {
+        let frames = Some(Box::new(FrameOutbox::new(memory, layout, order)));
+        Ok(Self { frames, ..Self::new(0, Framing::Segments)? })
     }
 
     /// Chunks that nobody uses: each takes at least 44 full datagrams of one peer.
     #[must_use]
     pub fn free_chunks(&self) -> usize {
-        self.free.len()
+        match &self.frames {
+            Some(frames) => frames.free_count() / DATAGRAMS_PER_CHUNK,
+            None => self.free.len(),
+        }
     }
 
     /// Chunks written to since the last flush.
     #[must_use]
     pub fn used_chunks(&self) -> usize {
-        self.taken.len()
+        match &self.frames {
+            Some(frames) => frames.written_count() / DATAGRAMS_PER_CHUNK,
+            None => self.taken.len(),
+        }
     }
 
     /// Whether nothing waits to be sent.
     #[must_use]
     pub fn is_empty(&self) -> bool {
-        self.trains.is_empty()
+        self.trains.is_empty() && self.frames.as_ref().is_none_or(|frames| frames.written_count() == 0)
+    }
+
+    /// The frames of an outbox that has them.
+    ///
+    /// # Panics
+    /// When it has none.
+    pub(crate) fn frames_mut(&mut self) -> &mut FrameOutbox {
+        self.frames.as_mut().expect("an outbox made by `of_frames`")
     }
 
     /// Room for a datagram of up to `len_max` bytes to `peer`, or `None` when all chunks are in use: flush and try
@@ -128,6 +162,10 @@ impl Outbox {
     #[inline]
     pub fn begin(&mut self, peer: &Peer, len_max: usize) -> Option<Slot<'_>> {
         assert!(0 < len_max && len_max <= TRAIN_LEN_MAX - STREAM_PREFIX_LEN, "datagram of {len_max} bytes");
+        if self.frames.is_some() {
+            self.begun_len_max = len_max;
+            return self.frames_mut().begin(peer, len_max);
+        }
         let prefix_len = self.prefix_len();
         let room = prefix_len + len_max;
         if self.open.get(self.current).is_none_or(|open| open.peer != *peer) {
@@ -159,6 +197,9 @@ impl Outbox {
     pub fn commit(&mut self, len: usize) {
         assert!(0 < len && len <= self.begun_len_max, "commit of {len} bytes into {}", self.begun_len_max);
         self.begun_len_max = 0;
+        if let Some(frames) = &mut self.frames {
+            return frames.commit(len);
+        }
         let prefix_len = self.prefix_len();
         let open = &mut self.open[self.current];
         if self.framing == Framing::Stream {

@@ -6,7 +6,7 @@ use std::{
     os::fd::BorrowedFd,
 };
 
-use crate::outbox::Outbox;
+use crate::{frame::FrameFault, frame_memory::LentMemory, outbox::Outbox};
 
 /// One end of a link, owned by one thread: bursts of datagrams in, bursts of datagrams out.
 ///
@@ -52,6 +52,15 @@ pub trait Port {
     /// when none is ever dropped (TCP).
     fn rx_queue_datagrams(&self, len: usize) -> usize;
 
+    /// Looks after what no burst shows: whether the interface is still there, and what the kernel has dropped. To be
+    /// called some fifty times a second.
+    ///
+    /// # Errors
+    /// Only when the port is broken for good, with the interface or address in the message.
+    fn check(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+
     /// The descriptor that becomes readable when there is work, for [`wait`](crate::wait::wait); `None` for a port
     /// without one.
     fn wait_fd(&self) -> Option<BorrowedFd<'_>>;
@@ -66,13 +75,15 @@ pub struct Peer {
     pub local: Option<IpAddr>,
     /// The connection it came over, for stream ports; their number is never used twice by one port.
     pub connection: Option<u32>,
+    /// Ethernet address that its frames come from, for ports that see frames; all zero when that is not known.
+    pub mac: [u8; 6],
 }
 
 impl Peer {
     /// A peer of a datagram port with one local address.
     #[must_use]
     pub const fn datagram(addr: SocketAddr) -> Self {
-        Self { addr, local: None, connection: None }
+        Self { addr, local: None, connection: None, mac: [0; 6] }
     }
 
     /// Whether it speaks over a connection, whose address was proven by the transport's own handshake.
@@ -94,13 +105,13 @@ pub struct Datagram<'a> {
 /// The datagrams of one burst, lent by their port until the next `rx_burst`.
 #[derive(Clone, Copy, Debug)]
 pub struct Received<'a> {
-    memory: &'a [u8],
+    memory: LentMemory<'a>,
     index: &'a Inbox,
 }
 
 impl<'a> Received<'a> {
-    pub(crate) const fn new(memory: &'a [u8], index: &'a Inbox) -> Self {
-        Self { memory, index }
+    pub(crate) fn new(memory: impl Into<LentMemory<'a>>, index: &'a Inbox) -> Self {
+        Self { memory: memory.into(), index }
     }
 
     /// Number of datagrams.
@@ -117,15 +128,14 @@ impl<'a> Received<'a> {
     #[must_use]
     pub fn datagram(&self, index: usize) -> Datagram<'a> {
         let entry = self.index.entries[index];
-        let start = entry.start as usize;
         Datagram {
             peer: &self.index.peers[entry.peer as usize],
-            bytes: &self.memory[start..start + entry.len as usize],
+            bytes: self.memory.bytes(entry.start as usize, entry.len as usize),
         }
     }
 
     /// The memory that all datagrams lie in.
-    pub(crate) const fn memory(&self) -> &'a [u8] {
+    pub(crate) const fn memory(&self) -> LentMemory<'a> {
         self.memory
     }
 
@@ -217,6 +227,22 @@ pub struct PortCounters {
     pub connections_refused: u64,
     /// Connections closed because the peer broke the framing, or took its answers too slowly.
     pub connections_dropped: u64,
+    /// Frames whose Ethernet, IPv4 or UDP header does not parse or is cut short; dropped (ports that see frames).
+    pub rx_bad_frames: u64,
+    /// Frames with a wrong IPv4 or UDP checksum; dropped.
+    pub rx_bad_checksums: u64,
+    /// Fragments of IPv4 datagrams, left to the kernel: linerate's datagrams are never fragmented.
+    pub rx_fragments: u64,
+    /// Frames with a VLAN tag, left to the kernel.
+    pub rx_vlan: u64,
+    /// IPv6 datagrams to the port, left to the kernel.
+    pub rx_ipv6: u64,
+    /// Frames to another Ethernet or IP address; dropped.
+    pub rx_wrong_destination: u64,
+    /// Datagrams that arrived at the queue of another core, which handed them over.
+    pub rx_handed_over: u64,
+    /// Datagrams for another core that could not be handed over: its queue was full, or nobody polls it.
+    pub rx_handover_drops: u64,
 }
 
 impl PortCounters {
@@ -230,6 +256,18 @@ impl PortCounters {
     #[must_use]
     pub fn minus(self, earlier: Self) -> Self {
         self.combine(earlier, u64::wrapping_sub)
+    }
+
+    /// Counts a frame that is not for the port's owner.
+    pub(crate) const fn count_fault(&mut self, fault: FrameFault) {
+        match fault {
+            FrameFault::BadFrame => self.rx_bad_frames += 1,
+            FrameFault::BadChecksum => self.rx_bad_checksums += 1,
+            FrameFault::Fragment => self.rx_fragments += 1,
+            FrameFault::Vlan => self.rx_vlan += 1,
+            FrameFault::Ipv6 => self.rx_ipv6 += 1,
+            FrameFault::WrongDestination => self.rx_wrong_destination += 1,
+        }
     }
 
     fn combine(self, other: Self, each: impl Fn(u64, u64) -> u64) -> Self {
@@ -247,6 +285,14 @@ impl PortCounters {
             connections_opened: each(self.connections_opened, other.connections_opened),
             connections_refused: each(self.connections_refused, other.connections_refused),
             connections_dropped: each(self.connections_dropped, other.connections_dropped),
+            rx_bad_frames: each(self.rx_bad_frames, other.rx_bad_frames),
+            rx_bad_checksums: each(self.rx_bad_checksums, other.rx_bad_checksums),
+            rx_fragments: each(self.rx_fragments, other.rx_fragments),
+            rx_vlan: each(self.rx_vlan, other.rx_vlan),
+            rx_ipv6: each(self.rx_ipv6, other.rx_ipv6),
+            rx_wrong_destination: each(self.rx_wrong_destination, other.rx_wrong_destination),
+            rx_handed_over: each(self.rx_handed_over, other.rx_handed_over),
+            rx_handover_drops: each(self.rx_handover_drops, other.rx_handover_drops),
         }
     }
 }

@@ -52,7 +52,7 @@ impl<T: FromBytes + IntoBytes> Region<T> {
 }
 
 /// Maps zeroed memory of this process's own, on huge pages if it is long enough for one and the kernel has them.
-fn map_private(mapped_len: NonZeroUsize) -> io::Result<NonNull<c_void>> {
+pub(crate) fn map_private(mapped_len: NonZeroUsize) -> io::Result<NonNull<c_void>> {
     // SAFETY: a private anonymous mapping at an address of the kernel's choosing aliases no existing memory.
     let start = unsafe {
         mmap_anonymous(None, mapped_len, ProtFlags::PROT_READ | ProtFlags::PROT_WRITE, MapFlags::MAP_PRIVATE)

@@ -417,7 +417,7 @@ impl TcpPort {
             self.number_next = self.number_next.wrapping_add(1);
         }
         let number = self.number_next;
-        let peer = Peer { addr, local: None, connection: Some(number) };
+        let peer = Peer { addr, local: None, connection: Some(number), mac: [0; 6] };
         let mut connection = Connection::new(socket, peer, connecting, now);
         let wanted = connection.wanted(self.role.holds_back());
         self.epoll.add(&connection.socket, EpollEvent::new(wanted, place as u64))?;
@@ -513,7 +513,7 @@ impl Port for TcpPort {
     }
 
     fn split(&mut self) -> (Received<'_>, &mut Outbox) {
-        (Received::new(&self.memory, &self.inbox), &mut self.outbox)
+        (Received::new(&self.memory[..], &self.inbox), &mut self.outbox)
     }
 
     fn tx_flush(&mut self) -> io::Result<()> {

@@ -320,7 +320,8 @@ impl Port for UdpPort {
                 self.count_overflow(total);
             }
             self.counters.rx_trains += 1;
-            let from = arrival.from.map(|addr| Peer { addr, local: arrival.to, connection: None });
+            let from =
+                arrival.from.map(|addr| Peer { addr, local: arrival.to, connection: None, mac: [0; 6] });
             let Some(peer) = from.or(self.connected).filter(|_| !arrival.truncated) else {
                 self.counters.rx_truncated += 1;
                 continue;

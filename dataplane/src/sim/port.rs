@@ -82,7 +82,7 @@ impl Port for SimPort {
     }
 
     fn split(&mut self) -> (Received<'_>, &mut Outbox) {
-        (Received::new(&self.memory, &self.inbox), &mut self.outbox)
+        (Received::new(&self.memory[..], &self.inbox), &mut self.outbox)
     }
 
     fn tx_flush(&mut self) -> io::Result<()> {
