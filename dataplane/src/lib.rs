@@ -7,17 +7,22 @@
 #![allow(dead_code, reason = "the ports on rings follow")]
 #![deny(unsafe_code)]
 
+#[allow(unsafe_code)]
+mod device;
 pub mod faulty;
 mod frame;
 #[allow(unsafe_code)]
 mod frame_memory;
+mod interface;
 #[allow(unsafe_code)]
 mod mmsg;
 pub mod outbox;
 pub mod pin;
 pub mod port;
+pub mod privilege;
 #[allow(unsafe_code)]
 pub mod region;
+mod reservation;
 pub mod sim;
 pub mod tcp;
 #[allow(unsafe_code)]

@@ -1,0 +1,106 @@
+//! What a network device tells about itself by ioctl(2): flags, MTU, driver and queues.
+
+use std::{
+    ffi::{c_char, c_int},
+    io,
+    os::fd::{AsRawFd, BorrowedFd},
+};
+
+/// Commands of `SIOCETHTOOL` (linux/ethtool.h).
+const ETHTOOL_GDRVINFO: u32 = 0x3;
+const ETHTOOL_GCHANNELS: u32 = 0x3c;
+
+/// `struct ethtool_drvinfo` (linux/ethtool.h).
+#[derive(Clone, Copy)]
+#[repr(C)]
+struct DriverInfo {
+    command: u32,
+    driver: [u8; 32],
+    _rest: [u8; 160],
+}
+
+const _: () = assert!(size_of::<DriverInfo>() == 196);
+
+/// `struct ethtool_channels` (linux/ethtool.h): most and present numbers of queues.
+#[derive(Clone, Copy, Debug, Default)]
+#[repr(C)]
+struct Channels {
+    command: u32,
+    max: [u32; 4],
+    rx_count: u32,
+    tx_count: u32,
+    other_count: u32,
+    combined_count: u32,
+}
+
+/// How many queues a device has now.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Queues {
+    /// Queues that receive.
+    pub(crate) rx: u32,
+    /// Whether they are set together with the sending ones (`ethtool -L … combined`), or apart (`rx … tx …`).
+    pub(crate) combined: bool,
+}
+
+/// `IFF_UP` and the like (netdevice(7)).
+pub(crate) fn flags(socket: BorrowedFd<'_>, name: &str) -> io::Result<c_int> {
+    let mut request = request(name)?;
+    ask(socket, libc::SIOCGIFFLAGS as _, &mut request)?;
+    // SAFETY: SIOCGIFFLAGS fills this member of the union (netdevice(7)).
+    Ok(unsafe { request.ifr_ifru.ifru_flags }.into())
+}
+
+/// Largest packet in bytes, Ethernet header not counted.
+pub(crate) fn mtu(socket: BorrowedFd<'_>, name: &str) -> io::Result<usize> {
+    let mut request = request(name)?;
+    ask(socket, libc::SIOCGIFMTU as _, &mut request)?;
+    // SAFETY: SIOCGIFMTU fills this member of the union (netdevice(7)).
+    Ok(unsafe { request.ifr_ifru.ifru_mtu } as usize)
+}
+
+/// Name of the driver; `None` for a device without one, such as the loopback.
+pub(crate) fn driver(socket: BorrowedFd<'_>, name: &str) -> Option<String> {
+    let mut info = DriverInfo { command: ETHTOOL_GDRVINFO, driver: [0; 32], _rest: [0; 160] };
+    ask_ethtool(socket, name, &mut info).ok()?;
+    let end = info.driver.iter().position(|&byte| byte == 0).unwrap_or(info.driver.len());
+    Some(String::from_utf8_lossy(&info.driver[..end]).into_owned())
+}
+
+/// How many queues there are; a device that does not tell has one.
+pub(crate) fn queues(socket: BorrowedFd<'_>, name: &str) -> Queues {
+    let mut channels = Channels { command: ETHTOOL_GCHANNELS, ..Channels::default() };
+    match ask_ethtool(socket, name, &mut channels) {
+        Ok(()) => {
+            let combined = channels.combined_count > 0;
+            Queues { rx: (channels.combined_count + channels.rx_count).max(1), combined }
+        }
+        Err(_) => Queues { rx: 1, combined: true },
+    }
+}
+
+/// A request about the device of this name.
+fn request(name: &str) -> io::Result<libc::ifreq> {
+    // SAFETY: ifreq is a plain C struct for which all bytes zero is valid.
+    let mut request: libc::ifreq = unsafe { std::mem::zeroed() };
+    // One byte stays zero: the name's end.
+    if name.len() >= request.ifr_name.len() {
+        return Err(io::ErrorKind::InvalidInput.into());
+    }
+    for (place, byte) in request.ifr_name.iter_mut().zip(name.bytes()) {
+        *place = byte as c_char;
+    }
+    Ok(request)
+}
+
+fn ask(socket: BorrowedFd<'_>, what: libc::Ioctl, request: &mut libc::ifreq) -> io::Result<()> {
+    // SAFETY: the requests asked for (netdevice(7)) read and write one ifreq, which `request` is.
+    let answer = unsafe { libc::ioctl(socket.as_raw_fd(), what, std::ptr::from_mut(request)) };
+    if answer < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
+}
+
+/// `command`: one of the structs above, which begin with their command.
+fn ask_ethtool<T>(socket: BorrowedFd<'_>, name: &str, command: &mut T) -> io::Result<()> {
+    let mut request = request(name)?;
+    request.ifr_ifru.ifru_data = std::ptr::from_mut(command).cast();
+    ask(socket, libc::SIOCETHTOOL as _, &mut request)
+}
