@@ -129,6 +129,8 @@ pub struct Session<P: Port> {
     config: SessionConfig,
     started: SystemInstant,
     drops: Drops,
+    /// When the port is looked after next.
+    next_check: Instant,
     /// What an order has to know, if there is one.
     in_flight: Option<Box<InFlight>>,
     /// Whether an operation was held back since the last poll: those that it waits for should not wait themselves.
@@ -195,33 +197,35 @@ impl<P: Port> Session<P> {
         let client_id = config.client_id.unwrap_or_else(rand::random);
         // Which core of its server an address belongs to is only known afterwards.
         let asked: Vec<_> = servers.iter().map(|&addr| (addr, None)).collect();
-        let mut first = Self::open(open(servers)?, &asked, config, (client_id, generation));
-        first.reopen()?;
+        let mut session = Self::open(open(servers)?, &asked, config, (client_id, generation));
+        session.reopen()?;
         let infos: Vec<ServerInfo> =
-            first.flows.iter().filter_map(|core| core.flow.info().copied()).collect();
+            session.flows.iter().filter_map(|core| core.flow.info().copied()).collect();
         if infos.iter().all(|info| info.cores == 1) {
-            first.place(servers, &infos)?;
-            return Ok(first);
+            session.place(servers, &infos)?;
+            return Ok(session);
         }
         // One more session at core 0 than needed would hold its slots until the lease ends.
-        first.close();
+        session.close();
         let mut cores = Vec::new();
-        let mut nodes = Vec::new();
+        session.nodes.clear();
         for (server, info) in servers.iter().zip(&infos) {
-            nodes.push(cores.len());
+            session.nodes.push(cores.len());
             cores.extend((0..info.cores).map(|core| {
                 let port = info.base_port.wrapping_add(core.into());
                 (SocketAddr::new(server.ip(), port), Some(core))
             }));
         }
-        let client_id = config.client_id.unwrap_or_else(rand::random);
-        // Above those that the first session has used.
         let addrs: Vec<_> = cores.iter().map(|&(addr, _)| addr).collect();
-        let mut all = Self::open(open(&addrs)?, &cores, config, (client_id, generation + (1 << 20)));
-        all.nodes = nodes;
-        all.reopen()?;
-        all.place(servers, &infos)?;
-        Ok(all)
+        if !session.port.reaches(&addrs) {
+            session.port = open(&addrs)?;
+        }
+        let client_id = config.client_id.unwrap_or_else(rand::random);
+        // Above those that the first sessions have used.
+        session.flows = core_flows(&session.port, &cores, &config, (client_id, generation + (1 << 20)));
+        session.reopen()?;
+        session.place(servers, &infos)?;
+        Ok(session)
     }
 
     /// A session with the cores of one node that are known already, over a port that is open already. Nothing is sent
@@ -246,43 +250,17 @@ impl<P: Port> Session<P> {
         session
     }
 
-    /// `cores`: address of each, and its number where that is known.
-    fn open(
-        port: P,
-        cores: &[(SocketAddr, Option<u8>)],
-        config: SessionConfig,
-        (client_id, generation): (u64, u64),
-    ) -> Self {
-        // Three quarters of the queue are shared out; the rest is for answers that come late or twice.
-        let reply_datagrams_max = port.rx_queue_datagrams(DATAGRAM_LEN_MAX) / 4 * 3 / cores.len().max(1);
-        let flows = cores
-            .iter()
-            .zip(0..)
-            .map(|(&(addr, core), index)| {
-                let client_id = flow_id(client_id, index);
-                let flow = Flow::new(FlowConfig {
-                    window: config.window,
-                    operations_max: config.operations_max,
-                    checksum: config.checksum,
-                    versions: config.versions,
-                    rto_floor: config.rto_floor,
-                    timeout: config.timeout,
-                    reply_datagrams_max,
-                    core,
-                    epoch: 0,
-                    seed: nonce_of(client_id, generation),
-                });
-                CoreFlow { flow, peer: Peer::datagram(addr) }
-            })
-            .collect();
+    /// `cores`: address of each, and its number where that is known. `client`: its id and generation.
+    fn open(port: P, cores: &[(SocketAddr, Option<u8>)], config: SessionConfig, client: (u64, u64)) -> Self {
         Self {
+            flows: core_flows(&port, cores, &config, client),
             port,
-            flows,
             nodes: (0..cores.len()).collect(),
             map: Box::new(ClusterMap::single(1).expect("one core is in range")),
             config,
             started: SystemInstant::now(),
             drops: Drops::default(),
+            next_check: Instant::default(),
             in_flight: InFlight::of(config.order),
             holding: false,
         }
@@ -568,6 +546,16 @@ impl<P: Port> Session<P> {
         Ok(answers)
     }
 
+    /// Looks after the port now and then.
+    #[inline]
+    fn check_port(&mut self, now: Instant) -> io::Result<()> {
+        if now >= self.next_check {
+            self.next_check = now + CHECK_INTERVAL;
+            self.port.check()?;
+        }
+        Ok(())
+    }
+
     /// Sends everything that is complete or due, then exchanges datagrams.
     fn turn(&mut self, now: Instant, sink: &mut impl FnMut(Ended<'_>)) -> io::Result<usize> {
         self.poll_timers(now, sink);
@@ -580,6 +568,7 @@ impl<P: Port> Session<P> {
     /// Hands the outbox to the kernel and takes what has arrived.
     #[inline]
     fn exchange(&mut self, now: Instant, sink: &mut impl FnMut(Ended<'_>)) -> io::Result<usize> {
+        self.check_port(now)?;
         if !self.port.split().1.is_empty() {
             self.port.tx_flush()?;
         }
@@ -651,6 +640,9 @@ impl<P: Port> Drop for Session<P> {
 /// Time that a waiting call looks for answers before it lets the CPU go.
 const SPIN_BEFORE_SLEEP: Duration = Duration::from_micros(50);
 
+/// How often the port is looked after.
+const CHECK_INTERVAL: Duration = Duration::from_millis(20);
+
 /// Longest sleep of a waiting call.
 const SLEEP_MAX: Duration = Duration::from_millis(100);
 
@@ -661,6 +653,33 @@ const ASK_AGAIN_AFTER: Duration = Duration::from_millis(20);
 /// that of another client's flow, whose id may be the next number and whose flows may have another order.
 fn flow_id(client_id: u64, index: u64) -> u64 {
     key_hash(Key::new([client_id.to_be_bytes(), index.to_be_bytes()].as_flattened()))
+}
+
+/// The flows to all cores of a session. `cores`: address of each, and its number where that is known.
+fn core_flows(
+    port: &impl Port,
+    cores: &[(SocketAddr, Option<u8>)],
+    config: &SessionConfig,
+    (client_id, generation): (u64, u64),
+) -> Vec<CoreFlow> {
+    // Three quarters of the queue are shared out; the rest is for answers that come late or twice.
+    let reply_datagrams_max = port.rx_queue_datagrams(DATAGRAM_LEN_MAX) / 4 * 3 / cores.len().max(1);
+    let flow = |(&(addr, core), index): (&(SocketAddr, Option<u8>), u64)| {
+        let flow = Flow::new(FlowConfig {
+            window: config.window,
+            operations_max: config.operations_max,
+            checksum: config.checksum,
+            versions: config.versions,
+            rto_floor: config.rto_floor,
+            timeout: config.timeout,
+            reply_datagrams_max,
+            core,
+            epoch: 0,
+            seed: nonce_of(flow_id(client_id, index), generation),
+        });
+        CoreFlow { flow, peer: Peer::datagram(addr) }
+    };
+    cores.iter().zip(0..).map(flow).collect()
 }
 
 /// Writes what a flow has to send into the outbox, as far as there is room.

@@ -301,6 +301,10 @@ impl<P: Port> Port for FaultyPort<P> {
         self.port.local_addr()
     }
 
+    fn reaches(&self, addrs: &[SocketAddr]) -> bool {
+        self.port.reaches(addrs)
+    }
+
     fn counters(&self) -> PortCounters {
         self.port.counters()
     }

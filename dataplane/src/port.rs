@@ -45,6 +45,9 @@ pub trait Port {
     /// The address that peers reach this port at.
     fn local_addr(&self) -> SocketAddr;
 
+    /// Whether datagrams can be sent to all of these addresses; a port that is connected reaches nobody else.
+    fn reaches(&self, addrs: &[SocketAddr]) -> bool;
+
     /// What has passed and what was lost so far.
     fn counters(&self) -> PortCounters;
 

@@ -531,6 +531,13 @@ impl Port for TcpPort {
         self.local_addr
     }
 
+    fn reaches(&self, addrs: &[SocketAddr]) -> bool {
+        match &self.role {
+            Role::Server { .. } => false,
+            Role::Client { places, .. } => addrs.iter().all(|addr| places.contains_key(addr)),
+        }
+    }
+
     fn counters(&self) -> PortCounters {
         self.counters
     }

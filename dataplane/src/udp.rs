@@ -366,6 +366,10 @@ impl Port for UdpPort {
         self.local_addr
     }
 
+    fn reaches(&self, addrs: &[SocketAddr]) -> bool {
+        self.connected.is_none_or(|server| addrs.iter().all(|addr| *addr == server.addr))
+    }
+
     fn counters(&self) -> PortCounters {
         self.counters
     }

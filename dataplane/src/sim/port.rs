@@ -101,6 +101,10 @@ impl Port for SimPort {
         self.addr
     }
 
+    fn reaches(&self, addrs: &[SocketAddr]) -> bool {
+        !addrs.is_empty()
+    }
+
     fn counters(&self) -> PortCounters {
         PortCounters { rx_overflow_drops: self.network.0.borrow().overflow_drops(self.id), ..self.counters }
     }
