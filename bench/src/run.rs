@@ -17,7 +17,7 @@ use linerate_client::{ConnectError, Order, Session, SessionConfig};
 use linerate_dataplane::{FaultyPort, Port, UdpPort, pin::pin_to_core};
 use linerate_proto::wire::{STAT_COUNT, Statistic};
 use linerate_server::{
-    Server, ServerConfig,
+    Datagrams, Server, ServerConfig,
     stats::{process_rss_len, sum},
 };
 
@@ -262,13 +262,13 @@ fn start_server(options: &RunOptions, cpus: &Cpus) -> anyhow::Result<Server> {
         cpus: cpus.server.clone(),
         memory_len: options.memory_len(),
         idle: options.idle,
-        udp: options.transport == Transport::Udp,
+        datagrams: (options.transport == Transport::Udp).then_some(Datagrams::Udp),
         tcp: options.transport == Transport::Tcp,
         ..ServerConfig::default()
     };
     let server = Server::start(&config).context("cannot start the embedded server")?;
-    if let Some(shortfall) = server.buffer_shortfall() {
-        eprintln!("linerate-bench: warning: {shortfall}");
+    if let Some(warning) = server.warning() {
+        eprintln!("linerate-bench: warning: {warning}");
     }
     Ok(server)
 }

@@ -8,12 +8,12 @@ use std::{
     time::Duration,
 };
 
-use linerate_dataplane::{Port, PortCounters, TcpPort, UdpPort, wait::wait};
+use linerate_dataplane::{Port, PortCounters, TcpPort, wait::wait};
 use linerate_proto::Instant;
 
 use crate::worker::Worker;
 
-/// How often statistics are published and ports without traffic are looked after.
+/// How often statistics are published and ports are looked after.
 const HOUSEKEEPING_INTERVAL: Duration = Duration::from_millis(20);
 
 /// An idle core that may sleep keeps looking for this long first: a client's next burst is usually nearer than the tens
@@ -50,16 +50,21 @@ impl FromStr for Idle {
 
 /// The ports of one core.
 #[derive(Debug)]
-pub(crate) struct CorePorts {
-    pub(crate) udp: Option<UdpPort>,
+pub(crate) struct CorePorts<P> {
+    pub(crate) datagrams: Option<P>,
     pub(crate) tcp: Option<TcpPort>,
 }
 
-impl CorePorts {
+impl<P: Port> CorePorts<P> {
     fn counters(&self) -> PortCounters {
-        let udp = self.udp.as_ref().map(Port::counters).unwrap_or_default();
+        let datagrams = self.datagrams.as_ref().map(Port::counters).unwrap_or_default();
         let tcp = self.tcp.as_ref().map(Port::counters).unwrap_or_default();
-        udp.plus(tcp)
+        datagrams.plus(tcp)
+    }
+
+    fn check(&mut self) -> io::Result<()> {
+        self.datagrams.as_mut().map_or(Ok(()), Port::check)?;
+        self.tcp.as_mut().map_or(Ok(()), Port::check)
     }
 }
 
@@ -67,9 +72,9 @@ impl CorePorts {
 ///
 /// # Errors
 /// When a port is broken for good.
-pub(crate) fn run(
+pub(crate) fn run<P: Port>(
     mut worker: Worker,
-    mut ports: CorePorts,
+    mut ports: CorePorts<P>,
     idle: Idle,
     stop: &AtomicBool,
     clock: impl Fn() -> Instant,
@@ -81,6 +86,7 @@ pub(crate) fn run(
         let now = clock();
         if now >= next_housekeeping {
             next_housekeeping = now + HOUSEKEEPING_INTERVAL;
+            ports.check()?;
             worker.publish(&ports.counters(), now.since(Instant::default()));
         }
         if count > 0 {
@@ -100,17 +106,21 @@ pub(crate) fn run(
     Ok(())
 }
 
-fn turn(worker: &mut Worker, ports: &mut CorePorts, clock: impl Fn() -> Instant) -> io::Result<usize> {
-    let udp = ports.udp.as_mut().map_or(Ok(0), |udp| worker.turn(udp, &clock))?;
+fn turn<P: Port>(
+    worker: &mut Worker,
+    ports: &mut CorePorts<P>,
+    clock: impl Fn() -> Instant,
+) -> io::Result<usize> {
+    let datagrams = ports.datagrams.as_mut().map_or(Ok(0), |port| worker.turn(port, &clock))?;
     let tcp = ports.tcp.as_mut().map_or(Ok(0), |tcp| worker.turn(tcp, &clock))?;
-    Ok(udp + tcp)
+    Ok(datagrams + tcp)
 }
 
-fn sleep(ports: &CorePorts) -> io::Result<()> {
-    let udp = ports.udp.as_ref().and_then(Port::wait_fd);
+fn sleep<P: Port>(ports: &CorePorts<P>) -> io::Result<()> {
+    let datagrams = ports.datagrams.as_ref().and_then(Port::wait_fd);
     let tcp = ports.tcp.as_ref().and_then(Port::wait_fd);
-    match (udp, tcp) {
-        (Some(udp), Some(tcp)) => wait(&[udp, tcp], SLEEP_MAX),
+    match (datagrams, tcp) {
+        (Some(datagrams), Some(tcp)) => wait(&[datagrams, tcp], SLEEP_MAX),
         (Some(fd), None) | (None, Some(fd)) => wait(&[fd], SLEEP_MAX),
         (None, None) => wait(&[] as &[BorrowedFd<'_>], SLEEP_MAX),
     }

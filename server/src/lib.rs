@@ -12,4 +12,4 @@ pub mod stats;
 pub mod store;
 pub mod worker;
 
-pub use server::{Server, ServerConfig, StartError};
+pub use server::{Datagrams, Server, ServerConfig, StartError};

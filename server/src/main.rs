@@ -18,7 +18,7 @@ use bytesize::ByteSize;
 use clap::Parser;
 use linerate_dataplane::pin::{CoreList, allowed_cores};
 use linerate_proto::wire::{STAT_COUNT, Statistic};
-use linerate_server::{Server, ServerConfig, core_loop::Idle, stats::drops_in_words};
+use linerate_server::{Datagrams, Server, ServerConfig, core_loop::Idle, stats::drops_in_words};
 
 /// In-memory key-value store that answers at line rate: one pinned thread per core, each with its own UDP and TCP port
 /// and its own shard.
@@ -84,10 +84,10 @@ fn run(options: &Options) -> anyhow::Result<()> {
         server.addrs().iter().map(ToString::to_string).collect::<Vec<_>>().join(" "),
         config.cpus.iter().map(ToString::to_string).collect::<Vec<_>>().join(","),
         options.memory,
-        transports(&config),
+        transports(&config, server.mode()),
     ));
-    if let Some(shortfall) = server.buffer_shortfall() {
-        eprintln!("linerate-server: warning: {shortfall}");
+    if let Some(warning) = server.warning() {
+        eprintln!("linerate-server: warning: {warning}");
     }
     report_until(&server, &stop, options.stats_interval);
     let failed = server.has_failed();
@@ -121,17 +121,17 @@ fn resolve(options: &Options) -> anyhow::Result<ServerConfig> {
         memory_len,
         receive_buffer_len: usize::try_from(options.receive_buffer.as_u64()).unwrap_or(usize::MAX),
         idle: options.idle,
-        udp: options.transports.contains(&Transport::Udp),
+        datagrams: options.transports.contains(&Transport::Udp).then_some(Datagrams::Udp),
         tcp: options.transports.contains(&Transport::Tcp),
         insecure_no_auth: options.insecure_no_auth,
     })
 }
 
-const fn transports(config: &ServerConfig) -> &'static str {
-    match (config.udp, config.tcp) {
-        (true, true) => "udp and tcp",
-        (true, false) => "udp",
-        _ => "tcp",
+fn transports(config: &ServerConfig, mode: &str) -> String {
+    match (config.datagrams, config.tcp) {
+        (Some(_), true) => format!("{mode}, and TCP"),
+        (Some(_), false) => mode.to_owned(),
+        (None, _) => "TCP".to_owned(),
     }
 }
 
@@ -193,6 +193,14 @@ fn losses(stats: &[u64; STAT_COUNT]) -> String {
     let kernel = [
         (Statistic::RxOverflowDrops, "overflowed the receive queue"),
         (Statistic::RxTruncated, "were cut off"),
+        (Statistic::RxBadFrames, "had broken headers"),
+        (Statistic::RxBadChecksums, "had wrong checksums"),
+        (Statistic::RxFragments, "were fragments"),
+        (Statistic::RxVlan, "had a VLAN tag"),
+        (Statistic::RxIpv6, "were IPv6"),
+        (Statistic::RxWrongDestination, "were for another address"),
+        (Statistic::RxHandedOver, "came in at another core's queue"),
+        (Statistic::RxHandoverDrops, "could not be handed over"),
         (Statistic::TxDropped, "could not be sent"),
         (Statistic::NoSpace, "puts found no space"),
         (Statistic::WrongCore, "operations came to the wrong core"),

@@ -12,7 +12,7 @@ use std::{
 };
 
 use linerate_dataplane::{
-    BufferShortfall, Port, TcpPort, UdpPort, pin::pin_to_core, tcp::TcpConfig, udp::UdpConfig,
+    Port, TcpPort, UdpPort, pin::pin_to_core, privilege::drop_all, tcp::TcpConfig, udp::UdpConfig,
 };
 use linerate_proto::{
     Instant,
@@ -62,8 +62,8 @@ pub struct ServerConfig {
     pub receive_buffer_len: usize,
     /// What a core does when nothing arrives.
     pub idle: Idle,
-    /// Whether to listen on UDP.
-    pub udp: bool,
+    /// What carries datagrams, if anything.
+    pub datagrams: Option<Datagrams>,
     /// Whether to listen on TCP.
     pub tcp: bool,
     /// Whether to listen at other than loopback addresses although nobody has to authenticate.
@@ -80,11 +80,18 @@ impl Default for ServerConfig {
             memory_len: 1 << 30,
             receive_buffer_len: UdpConfig::default().receive_buffer_len,
             idle: Idle::default(),
-            udp: true,
+            datagrams: Some(Datagrams::Udp),
             tcp: true,
             insecure_no_auth: false,
         }
     }
+}
+
+/// What carries a server's datagrams.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Datagrams {
+    /// Sockets of the kernel.
+    Udp,
 }
 
 /// Why a server did not start.
@@ -133,7 +140,8 @@ pub enum StartError {
 pub struct Server {
     addrs: Vec<SocketAddr>,
     published: Vec<Published>,
-    shortfall: Option<BufferShortfall>,
+    mode: String,
+    warning: Option<String>,
     stop: Arc<AtomicBool>,
     threads: Vec<JoinHandle<io::Result<()>>>,
 }
@@ -145,9 +153,19 @@ impl Server {
     /// A sentence that names what is wrong and what would be right.
     pub fn start(config: &ServerConfig) -> Result<Self, StartError> {
         check(config)?;
+        match config.datagrams {
+            None => Self::serve::<UdpPort>(config, |_| Ok(Opened::default())),
+            Some(Datagrams::Udp) => Self::serve(config, |addrs| open_udp(addrs, config)),
+        }
+    }
+
+    /// `open`: opens the ports of all cores for datagrams.
+    fn serve<P: Port + Send + 'static>(
+        config: &ServerConfig,
+        open: impl Fn(&[SocketAddr]) -> io::Result<Opened<P>>,
+    ) -> Result<Self, StartError> {
         let cores = config.cpus.len();
-        let (ports, shortfall) = open_ports(config)?;
-        let addrs: Vec<_> = ports.iter().map(local_addr).collect();
+        let (addrs, Opened { ports, mode, warning }) = open_ports(config, open)?;
         let secret = rand::random();
         let boot_id = rand::random();
         let data_epoch = rand::random();
@@ -159,13 +177,14 @@ impl Server {
         let mut server = Self {
             published: (0..cores).map(|_| Published::default()).collect(),
             addrs,
-            shortfall,
+            mode,
+            warning,
             stop,
             threads: Vec::with_capacity(cores),
         };
         for (core, (ports, &cpu)) in ports.into_iter().zip(&config.cpus).enumerate() {
             let queue_datagrams =
-                ports.udp.as_ref().map_or(usize::MAX, |udp| udp.rx_queue_datagrams(DATAGRAM_LEN_MAX));
+                ports.datagrams.as_ref().map_or(usize::MAX, |port| port.rx_queue_datagrams(DATAGRAM_LEN_MAX));
             let sessions = SessionConfig {
                 secret,
                 boot_id,
@@ -182,9 +201,10 @@ impl Server {
             let store = Store::new(per_core - sessions_len, rand::random())?;
             let worker = Worker::new(store, sessions, server.published[core].clone());
             let (idle, stop) = (config.idle, Arc::clone(&server.stop));
-            let (ready, pinned) = std::sync::mpsc::channel();
+            let (ready, prepared) = std::sync::mpsc::channel();
             let thread = std::thread::Builder::new().name(format!("core-{core}")).spawn(move || {
-                let result = pin_to_core(cpu);
+                // Everything is open: whoever takes this thread over by a datagram shall have nothing more.
+                let result = pin_to_core(cpu).and_then(|()| drop_all());
                 let failed = result.is_err();
                 let _ = ready.send(result);
                 if failed {
@@ -194,7 +214,7 @@ impl Server {
                 core_loop::run(worker, ports, idle, &stop, clock)
             })?;
             server.threads.push(thread);
-            pinned.recv().map_err(|_| io::Error::other("the core's thread ended at its start"))??;
+            prepared.recv().map_err(|_| io::Error::other("the core's thread ended at its start"))??;
         }
         Ok(server)
     }
@@ -223,10 +243,16 @@ impl Server {
         sum(self.core_stats())
     }
 
-    /// Whether the receive buffers are smaller than they should be; its text says what to do.
+    /// What carries the datagrams and how, in a line for people.
     #[must_use]
-    pub const fn buffer_shortfall(&self) -> Option<BufferShortfall> {
-        self.shortfall
+    pub fn mode(&self) -> &str {
+        &self.mode
+    }
+
+    /// What works but could work better, and what to do about it.
+    #[must_use]
+    pub fn warning(&self) -> Option<&str> {
+        self.warning.as_deref()
     }
 
     /// Whether a core has ended by itself, which only a broken port makes it do.
@@ -278,16 +304,43 @@ fn check(config: &ServerConfig) -> Result<(), StartError> {
     if !(RECEIVE_BUFFER_LEN_MIN..=RECEIVE_BUFFER_LEN_MAX).contains(&config.receive_buffer_len) {
         return Err(StartError::ReceiveBuffer(config.receive_buffer_len));
     }
-    if !config.udp && !config.tcp {
+    if config.datagrams.is_none() && !config.tcp {
         return Err(StartError::Transports);
     }
     Ok(())
 }
 
+/// The ports of all cores for datagrams, and what there is to say of them.
+struct Opened<P> {
+    ports: Vec<P>,
+    mode: String,
+    warning: Option<String>,
+}
+
+impl<P> Default for Opened<P> {
+    fn default() -> Self {
+        Self { ports: Vec::new(), mode: "no datagrams".to_owned(), warning: None }
+    }
+}
+
+fn open_udp(addrs: &[SocketAddr], config: &ServerConfig) -> io::Result<Opened<UdpPort>> {
+    let udp = UdpConfig { receive_buffer_len: config.receive_buffer_len, ..UdpConfig::default() };
+    let ports: Vec<_> = addrs.iter().map(|&addr| UdpPort::bind(addr, udp)).collect::<io::Result<_>>()?;
+    let shortfall = ports.first().and_then(UdpPort::buffer_shortfall);
+    let mode = "UDP sockets, in trains".to_owned();
+    Ok(Opened { ports, mode, warning: shortfall.map(|shortfall| shortfall.to_string()) })
+}
+
+/// The addresses of all cores, and their ports.
+type AllPorts<P> = (Vec<SocketAddr>, Opened<CorePorts<P>>);
+
 /// Opens the ports of all cores at consecutive numbers.
-fn open_ports(config: &ServerConfig) -> io::Result<(Vec<CorePorts>, Option<BufferShortfall>)> {
+fn open_ports<P: Port>(
+    config: &ServerConfig,
+    open: impl Fn(&[SocketAddr]) -> io::Result<Opened<P>>,
+) -> io::Result<AllPorts<P>> {
     if config.port != 0 {
-        return open_ports_at(config, config.port);
+        return open_ports_at(config, config.port, &open);
     }
     // The kernel finds the first; whether those behind it are free shows when they are bound.
     let mut tried = Err(io::ErrorKind::AddrInUse.into());
@@ -298,7 +351,7 @@ fn open_ports(config: &ServerConfig) -> io::Result<(Vec<CorePorts>, Option<Buffe
         if usize::from(port) + config.cpus.len() > 65_536 {
             continue;
         }
-        tried = open_ports_at(config, port);
+        tried = open_ports_at(config, port, &open);
         if !matches!(&tried, Err(error) if error.kind() == io::ErrorKind::AddrInUse) {
             break;
         }
@@ -306,21 +359,19 @@ fn open_ports(config: &ServerConfig) -> io::Result<(Vec<CorePorts>, Option<Buffe
     tried
 }
 
-fn open_ports_at(config: &ServerConfig, port: u16) -> io::Result<(Vec<CorePorts>, Option<BufferShortfall>)> {
-    let mut all = Vec::with_capacity(config.cpus.len());
-    let mut shortfall = None;
-    for core in 0..config.cpus.len() {
-        let addr = SocketAddr::new(config.listen, port + core as u16);
-        let udp_config = UdpConfig { receive_buffer_len: config.receive_buffer_len, ..UdpConfig::default() };
-        let udp = config.udp.then(|| UdpPort::bind(addr, udp_config)).transpose()?;
+fn open_ports_at<P: Port>(
+    config: &ServerConfig,
+    port: u16,
+    open: &impl Fn(&[SocketAddr]) -> io::Result<Opened<P>>,
+) -> io::Result<AllPorts<P>> {
+    let addrs: Vec<_> =
+        (0..config.cpus.len()).map(|core| SocketAddr::new(config.listen, port + core as u16)).collect();
+    let Opened { ports, mode, warning } = open(&addrs)?;
+    let mut datagrams = ports.into_iter();
+    let with_tcp = |&addr: &SocketAddr| {
         let tcp = config.tcp.then(|| TcpPort::listen(addr, TcpConfig::default())).transpose()?;
-        shortfall = shortfall.or_else(|| udp.as_ref().and_then(UdpPort::buffer_shortfall));
-        all.push(CorePorts { udp, tcp });
-    }
-    Ok((all, shortfall))
-}
-
-fn local_addr(ports: &CorePorts) -> SocketAddr {
-    let udp = ports.udp.as_ref().map(Port::local_addr);
-    udp.or_else(|| ports.tcp.as_ref().map(Port::local_addr)).expect("at least one transport was checked")
+        Ok(CorePorts { datagrams: datagrams.next(), tcp })
+    };
+    let ports = addrs.iter().map(with_tcp).collect::<io::Result<_>>()?;
+    Ok((addrs, Opened { ports, mode, warning }))
 }

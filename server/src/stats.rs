@@ -118,6 +118,14 @@ impl Published {
         set(Statistic::ConnectionsOpened, ports.connections_opened);
         set(Statistic::ConnectionsRefused, ports.connections_refused);
         set(Statistic::ConnectionsDropped, ports.connections_dropped);
+        set(Statistic::RxBadFrames, ports.rx_bad_frames);
+        set(Statistic::RxBadChecksums, ports.rx_bad_checksums);
+        set(Statistic::RxFragments, ports.rx_fragments);
+        set(Statistic::RxVlan, ports.rx_vlan);
+        set(Statistic::RxIpv6, ports.rx_ipv6);
+        set(Statistic::RxWrongDestination, ports.rx_wrong_destination);
+        set(Statistic::RxHandedOver, ports.rx_handed_over);
+        set(Statistic::RxHandoverDrops, ports.rx_handover_drops);
     }
 }
 

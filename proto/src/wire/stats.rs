@@ -122,6 +122,22 @@ statistics! {
     RequestsRefused = "requests_refused",
     /// Datagrams other than requests that were understood: handshakes, pings, questions for statistics, goodbyes.
     Controls = "controls",
+    /// Frames whose headers do not parse (`packet` and `xdp`).
+    RxBadFrames = "rx_bad_frames",
+    /// Frames with a wrong IPv4 or UDP checksum.
+    RxBadChecksums = "rx_bad_checksums",
+    /// Fragments of IPv4 datagrams, left to the kernel.
+    RxFragments = "rx_fragments",
+    /// Frames with a VLAN tag, left to the kernel.
+    RxVlan = "rx_vlan",
+    /// IPv6 datagrams to the core's port, left to the kernel.
+    RxIpv6 = "rx_ipv6",
+    /// Frames to another Ethernet or IP address.
+    RxWrongDestination = "rx_wrong_destination",
+    /// Datagrams that arrived at another core's queue and were handed over.
+    RxHandedOver = "rx_handed_over",
+    /// Datagrams for another core that could not be handed over.
+    RxHandoverDrops = "rx_handover_drops",
 }
 
 /// Number of statistics.
@@ -150,7 +166,7 @@ mod tests {
     /// their own order in one piece.
     #[test]
     fn places_are_golden() {
-        assert_eq!(STAT_COUNT, 51);
+        assert_eq!(STAT_COUNT, 59);
         assert_eq!(STAT_NAMES[Statistic::Gets as usize], "gets");
         assert_eq!(STAT_NAMES[8], "sessions");
         assert_eq!(STAT_NAMES[23], "rx_overflow_drops");
