@@ -16,6 +16,7 @@ mod frame_memory;
 mod interface;
 #[allow(unsafe_code)]
 mod mmsg;
+pub mod netns;
 pub mod outbox;
 pub mod pin;
 pub mod port;
