@@ -7,6 +7,9 @@
 #![allow(dead_code, reason = "the ports on rings follow")]
 #![deny(unsafe_code)]
 
+#[allow(dead_code, reason = "the ports that use it follow")]
+#[allow(unsafe_code)]
+mod bpf;
 #[allow(unsafe_code)]
 mod device;
 pub mod faulty;
@@ -24,6 +27,8 @@ pub mod privilege;
 #[allow(unsafe_code)]
 pub mod region;
 mod reservation;
+#[cfg(test)]
+mod rings_testing;
 pub mod sim;
 pub mod tcp;
 #[allow(unsafe_code)]

@@ -7,6 +7,7 @@ use std::{
     marker::PhantomData,
     num::NonZeroUsize,
     ops::{Deref, DerefMut},
+    os::fd::{AsFd, BorrowedFd},
     ptr::NonNull,
     sync::atomic::AtomicU64,
 };
@@ -125,21 +126,22 @@ impl SharedWords {
     /// # Errors
     /// `UnexpectedEof` when the file is shorter than that, and what fstat(2) or mmap(2) say.
     pub fn of_file(file: &File, count: usize) -> io::Result<Self> {
-        let mapped_len = Self::mapped_len(count)?;
         if file.metadata()?.len() < (count * size_of::<u64>()) as u64 {
             return Err(io::ErrorKind::UnexpectedEof.into());
         }
+        Self::of_fd(file.as_fd(), count)
+    }
+
+    /// The first `count` words of what `fd` stands for: a file that is long enough, or a BPF map of that size.
+    ///
+    /// # Errors
+    /// What mmap(2) says.
+    pub(crate) fn of_fd(fd: BorrowedFd<'_>, count: usize) -> io::Result<Self> {
+        let mapped_len = Self::mapped_len(count)?;
         // SAFETY: a mapping at an address of the kernel's choosing aliases no memory of this process. Other processes
         // may change its bytes at any time, which atomic accesses, the only ones there are, allow for.
         let start = unsafe {
-            mmap(
-                None,
-                mapped_len,
-                ProtFlags::PROT_READ | ProtFlags::PROT_WRITE,
-                MapFlags::MAP_SHARED,
-                file,
-                0,
-            )
+            mmap(None, mapped_len, ProtFlags::PROT_READ | ProtFlags::PROT_WRITE, MapFlags::MAP_SHARED, fd, 0)
         }?;
         Ok(Self { start, mapped_len, count })
     }
