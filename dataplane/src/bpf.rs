@@ -93,12 +93,11 @@ impl Width {
     }
 }
 
-/// 64-bit arithmetic, all but [`ToBigEndian16`](Self::ToBigEndian16) of a register and an operand.
+/// 64-bit arithmetic of a register and an operand.
 #[derive(Clone, Copy, Debug)]
 #[allow(missing_docs, reason = "the names of the instruction set")]
 pub(crate) enum Alu {
     Add,
-    Or,
     And,
     ShiftLeft,
     ShiftRight,
@@ -109,7 +108,6 @@ impl Alu {
     const fn bits(self) -> u8 {
         match self {
             Self::Add => 0x00,
-            Self::Or => 0x40,
             Self::And => 0x50,
             Self::ShiftLeft => 0x60,
             Self::ShiftRight => 0x70,
@@ -125,6 +123,7 @@ pub(crate) enum Condition {
     Equal,
     NotEqual,
     Greater,
+    GreaterOrEqual,
     /// Some bit of the operand is set.
     AnyBit,
 }
@@ -134,6 +133,7 @@ impl Condition {
         match self {
             Self::Equal => 0x10,
             Self::Greater => 0x20,
+            Self::GreaterOrEqual => 0x30,
             Self::AnyBit => 0x40,
             Self::NotEqual => 0x50,
         }
@@ -201,12 +201,6 @@ impl Assembler {
         self.with_operand(0x07 | operation.bits(), to, operand.into(), 0);
     }
 
-    /// Swaps the two low bytes of a register on a little-endian machine and clears the others.
-    pub(crate) fn network_u16(&mut self, register: Register) {
-        // BPF_ALU | BPF_END | BPF_TO_BE
-        self.push(0xdc, register, 0, 0, 16);
-    }
-
     /// Goes on at `label` if the comparison of all 64 bits holds.
     pub(crate) fn jump_if(
         &mut self,
@@ -245,8 +239,8 @@ impl Assembler {
     }
 
     /// `to =` the map itself, as helpers take it.
-    pub(crate) fn load_map(&mut self, to: Register, map: BorrowedFd<'_>) {
-        self.load_pseudo(to, BPF_PSEUDO_MAP_FD, map);
+    pub(crate) fn load_map(&mut self, to: Register, map: &XskMap) {
+        self.load_pseudo(to, BPF_PSEUDO_MAP_FD, map.fd.as_fd());
     }
 
     /// `to =` the address of the first byte of the only value of `map`.
@@ -344,12 +338,6 @@ impl XskMap {
         // SAFETY: key and value point to 4 bytes each, as the map was created with, and outlive the call.
         unsafe { bpf(BPF_MAP_UPDATE_ELEM, &mut attributes) }?;
         Ok(())
-    }
-}
-
-impl AsFd for XskMap {
-    fn as_fd(&self) -> BorrowedFd<'_> {
-        self.fd.as_fd()
     }
 }
 
@@ -607,8 +595,9 @@ mod tests {
             let (wrong, end) = (program.label(), program.label());
             program.alu(Alu::Move, Register::R0, 40);
             program.alu(Alu::Move, Register::R2, 0x1234);
-            program.network_u16(Register::R2);
-            program.jump_if(Register::R2, Condition::NotEqual, i32::from(0x1234_u16.to_be()), wrong);
+            program.alu(Alu::ShiftLeft, Register::R2, 4);
+            program.jump_if(Register::R2, Condition::NotEqual, 0x1_2340, wrong);
+            program.jump_if_u32(Register::R2, Condition::Greater, 0x8000_0000, wrong);
             program.load_words(Register::R3, &map);
             program.alu(Alu::Move, Register::R4, 2);
             program.atomic_add(Register::R3, 16, Register::R4);

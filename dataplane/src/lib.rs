@@ -10,6 +10,8 @@
 #[allow(dead_code, reason = "the ports that use it follow")]
 #[allow(unsafe_code)]
 mod bpf;
+#[allow(dead_code, reason = "the ports that use it follow")]
+mod classify;
 #[allow(unsafe_code)]
 mod device;
 pub mod faulty;
