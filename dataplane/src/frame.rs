@@ -191,6 +191,23 @@ impl Headers {
         // Zero would mean that there is none (RFC 768).
         udp.set_checksum(if checksum == 0 { 0xffff } else { checksum });
     }
+
+    /// Writes the headers of a datagram or train of `payload_len` bytes whose checksum the kernel finishes, and also the
+    /// IPv4 length and checksum where it cuts: the UDP checksum is the sum of the pseudo-header (`CHECKSUM_PARTIAL`,
+    /// include/linux/skbuff.h).
+    #[inline]
+    pub(crate) fn write_partial(&self, headers: &mut [u8; HEADERS_LEN], payload_len: usize) {
+        *headers = self.template;
+        let udp_len = (UDP_HEADER_LEN + payload_len) as u16;
+        let total_len = IPV4_HEADER_LEN as u16 + udp_len;
+        let mut ip = Ipv4Packet::new_unchecked(&mut headers[ETHERNET_HEADER_LEN..UDP_AT]);
+        ip.set_total_len(total_len);
+        ip.set_checksum(!fold(self.ip_sum + u64::from(total_len.to_be())));
+        let pseudo_header = pseudo_header_sum(ip.src_addr(), ip.dst_addr(), udp_len);
+        let mut udp = UdpPacket::new_unchecked(&mut headers[UDP_AT..]);
+        udp.set_len(udp_len);
+        udp.set_checksum(fold(pseudo_header));
+    }
 }
 
 /// Sum of the pseudo-header of RFC 768 in the machine's byte order.
@@ -273,6 +290,21 @@ mod tests {
             assert!(udp.verify_checksum(&ip.src_addr().into(), &ip.dst_addr().into()), "{len} bytes");
             assert_eq!(parse(&frame, &HERE, Checksums::Verify), Ok(arrived(len)));
         }
+    }
+
+    /// Goal: what is left to the kernel is what it expects. Method: the receiver accepts it where partial sums may come in,
+    /// and only there.
+    #[test]
+    fn partial_checksums_are_sums_of_the_pseudo_header() {
+        let mut headers = [0; HEADERS_LEN];
+        let to = SocketAddrV4::new(HERE.addr, HERE.port);
+        for len in [0, 1, 100, 1_472] {
+            Headers::new(&THERE, HERE.mac, to).write_partial(&mut headers, len);
+            let frame = [&headers[..], &vec![7; len]].concat();
+            assert_eq!(parse(&frame, &HERE, Checksums::VerifyOrPartial), Ok(arrived(len)));
+        }
+        let frame = [&headers[..], &[7; 1_472]].concat();
+        assert_eq!(parse(&frame, &HERE, Checksums::Verify), Err(FrameFault::BadChecksum));
     }
 
     #[test]

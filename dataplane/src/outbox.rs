@@ -126,7 +126,7 @@ impl Outbox {
     #[must_use]
     pub fn free_chunks(&self) -> usize {
         match &self.frames {
-            Some(frames) => frames.free_count() / DATAGRAMS_PER_CHUNK,
+            Some(frames) => frames.free_chunks(),
             None => self.free.len(),
         }
     }
@@ -135,7 +135,7 @@ impl Outbox {
     #[must_use]
     pub fn used_chunks(&self) -> usize {
         match &self.frames {
-            Some(frames) => frames.written_count() / DATAGRAMS_PER_CHUNK,
+            Some(frames) => frames.used_chunks(),
             None => self.taken.len(),
         }
     }

@@ -1,13 +1,20 @@
-//! Memory for outgoing datagrams in frames of a ring: one datagram each, with room for its headers in front.
+//! Memory for outgoing datagrams in frames of a ring, with room for headers in front: one datagram each, or a train where
+//! the kernel cuts a frame into datagrams.
 //!
 //! ```text
 //!  frame │ … │ headers 42 │ payload (1,472) │ … │
 //!              payload_at ▲
+//!  train │ … │ headers 42 │ segment │ segment │ segment │ short │ … │
 //! ```
 
 use std::{collections::VecDeque, sync::Arc};
 
-use crate::{frame::HEADERS_LEN, frame_memory::FrameMemory, outbox::Slot, port::Peer};
+use crate::{
+    frame::HEADERS_LEN,
+    frame_memory::FrameMemory,
+    outbox::{DATAGRAMS_PER_CHUNK, Slot},
+    port::Peer,
+};
 
 /// Where the frames lie.
 #[derive(Clone, Copy, Debug)]
@@ -20,6 +27,8 @@ pub(crate) struct FrameLayout {
     pub(crate) payload_at: usize,
     /// Number of frames.
     pub(crate) count: u32,
+    /// Most datagrams in a frame: 1, or what the kernel cuts a train into.
+    pub(crate) segments_max: u32,
 }
 
 impl FrameLayout {
@@ -42,12 +51,16 @@ pub(crate) enum FrameOrder {
     Ring,
 }
 
-/// A datagram written and not yet sent.
+/// A datagram or a train written and not yet sent.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct WrittenFrame<'a> {
     pub(crate) frame: u32,
     /// Bytes of payload.
     pub(crate) len: u32,
+    /// Bytes of payload of each datagram but the last, which may be shorter.
+    pub(crate) segment_len: u32,
+    /// Number of datagrams.
+    pub(crate) count: u32,
     pub(crate) peer: &'a Peer,
 }
 
@@ -55,7 +68,17 @@ pub(crate) struct WrittenFrame<'a> {
 struct Written {
     frame: u32,
     len: u32,
+    segment_len: u32,
+    count: u32,
     peer: u32,
+}
+
+/// A peer, and the train of its that may still grow.
+#[derive(Clone, Copy, Debug)]
+struct Open {
+    peer: Peer,
+    /// Index in `written`; `None` when the next datagram starts a frame.
+    train: Option<u32>,
 }
 
 /// The frames that wait for the next `tx_flush` of a port, and those that nobody uses.
@@ -69,7 +92,7 @@ pub(crate) struct FrameOutbox {
     order: FrameOrder,
     free: VecDeque<u32>,
     written: Vec<Written>,
-    peers: Vec<Peer>,
+    peers: Vec<Open>,
     /// Index in `peers` of the one that `begin` was last called for.
     current: usize,
 }
@@ -93,6 +116,24 @@ impl FrameOutbox {
         }
     }
 
+    /// Chunks in the sense of [`Outbox::free_chunks`](super::Outbox::free_chunks): room for 44 datagrams each.
+    pub(crate) fn free_chunks(&self) -> usize {
+        match self.layout.segments_max {
+            1 => self.free.len() / DATAGRAMS_PER_CHUNK,
+            // One stays free for a datagram that is too long for the train that it was begun in.
+            _ => self.free.len().saturating_sub(1),
+        }
+    }
+
+    /// The same of frames that were written to.
+    pub(crate) fn used_chunks(&self) -> usize {
+        match self.layout.segments_max {
+            1 => self.written.len() / DATAGRAMS_PER_CHUNK,
+            _ => self.written.len(),
+        }
+    }
+
+    /// Frames that nobody uses.
     pub(crate) fn free_count(&self) -> usize {
         self.free.len()
     }
@@ -102,38 +143,86 @@ impl FrameOutbox {
     }
 
     pub(crate) fn written(&self, index: usize) -> WrittenFrame<'_> {
-        let Written { frame, len, peer } = self.written[index];
-        WrittenFrame { frame, len, peer: &self.peers[peer as usize] }
+        let Written { frame, len, segment_len, count, peer } = self.written[index];
+        WrittenFrame { frame, len, segment_len, count, peer: &self.peers[peer as usize].peer }
+    }
+
+    /// Written frames that take no more, up to the first that does: what may leave without waiting for company.
+    pub(crate) fn complete_count(&self) -> usize {
+        let growing = self.peers.iter().filter_map(|open| open.train).min();
+        growing.map_or(self.written.len(), |first| first as usize)
     }
 
     #[inline]
     pub(crate) fn begin(&mut self, peer: &Peer, len_max: usize) -> Option<Slot<'_>> {
         assert!(len_max <= self.layout.payload_len_max(), "datagram of {len_max} bytes");
-        let frame = *match self.order {
-            FrameOrder::Newest => self.free.back(),
-            FrameOrder::Ring => self.free.front(),
-        }?;
-        if self.peers.get(self.current) != Some(peer) {
-            self.current = self.peers.iter().position(|known| known == peer).unwrap_or(self.peers.len());
-            if self.current == self.peers.len() {
-                self.peers.push(*peer);
+        // Also for a datagram that joins a train: it may turn out too long for it.
+        let free = self.next_free()?;
+        if self.peers.get(self.current).is_none_or(|open| open.peer != *peer) {
+            let known = self.peers.iter().position(|open| open.peer == *peer);
+            self.current = known.unwrap_or(self.peers.len());
+            if known.is_none() {
+                self.peers.push(Open { peer: *peer, train: None });
             }
         }
-        let start = self.layout.payload_start(frame);
-        // SAFETY: the frame is free: the kernel has given it back, and nothing but this outbox, which is borrowed
-        // exclusively for as long as the slice lives, touches it.
+        let open = &mut self.peers[self.current];
+        if open.train.is_some_and(|train| {
+            self.written[train as usize].len as usize + len_max > self.layout.payload_len_max()
+        }) {
+            open.train = None;
+        }
+        let (frame, used, segment_len) = match open.train {
+            Some(train) => {
+                let train = self.written[train as usize];
+                (train.frame, train.len as usize, train.segment_len as usize)
+            }
+            None => (free, 0, 0),
+        };
+        let start = self.layout.payload_start(frame) + used;
+        // SAFETY: the frame is free or written and not handed over: the kernel does not know it, and nothing but this
+        // outbox, which is borrowed exclusively for as long as the slice lives, touches it.
         let bytes = unsafe { self.memory.bytes_mut(start, len_max) };
-        Some(Slot { bytes, segment_len: 0 })
+        Some(Slot { bytes, segment_len })
     }
 
     #[inline]
     pub(crate) fn commit(&mut self, len: usize) {
+        let len = len as u32;
+        let peer = self.current as u32;
+        if let Some(train) = self.peers[self.current].train {
+            let Written { frame, len: used, segment_len, count, .. } = self.written[train as usize];
+            if len <= segment_len {
+                self.written[train as usize].len += len;
+                self.written[train as usize].count += 1;
+                if len < segment_len || count + 1 == self.layout.segments_max {
+                    self.peers[self.current].train = None;
+                }
+                return;
+            }
+            // A longer one starts a train, in a frame of its own; that costs a copy each time the length grows.
+            let fresh = self.next_free().expect("begin has seen it");
+            let (from, to) =
+                (self.layout.payload_start(frame) + used as usize, self.layout.payload_start(fresh));
+            // SAFETY: the frame is written and not handed over, so that only this outbox touches it.
+            let written = unsafe { self.memory.bytes(from, len as usize) };
+            // SAFETY: the frame is free, thus another one, and only this outbox touches it.
+            let moved = unsafe { self.memory.bytes_mut(to, len as usize) };
+            moved.copy_from_slice(written);
+        }
         let frame = match self.order {
             FrameOrder::Newest => self.free.pop_back(),
             FrameOrder::Ring => self.free.pop_front(),
         };
         let frame = frame.expect("begin has seen it");
-        self.written.push(Written { frame, len: len as u32, peer: self.current as u32 });
+        self.peers[self.current].train = (self.layout.segments_max > 1).then_some(self.written.len() as u32);
+        self.written.push(Written { frame, len, segment_len: len, count: 1, peer });
+    }
+
+    fn next_free(&self) -> Option<u32> {
+        match self.order {
+            FrameOrder::Newest => self.free.back().copied(),
+            FrameOrder::Ring => self.free.front().copied(),
+        }
     }
 
     /// The bytes for the headers of a frame that was written and not yet handed to the kernel, and its payload of `len`
@@ -154,9 +243,20 @@ impl FrameOutbox {
 
     /// Forgets what was written; its frames stay in use until each is released.
     pub(crate) fn detach(&mut self) {
-        self.written.clear();
-        self.peers.clear();
-        self.current = 0;
+        self.detach_first(self.written.len());
+    }
+
+    /// Forgets the first `count` written frames, at most [`complete_count`](Self::complete_count) or all; they stay in
+    /// use until each is released.
+    pub(crate) fn detach_first(&mut self, count: usize) {
+        self.written.drain(..count);
+        if self.written.is_empty() {
+            self.peers.clear();
+            self.current = 0;
+        }
+        for open in &mut self.peers {
+            open.train = open.train.map(|train| train - count as u32);
+        }
     }
 
     /// Frees a frame that was detached.
@@ -172,7 +272,8 @@ impl FrameOutbox {
 mod tests {
     use super::*;
 
-    const LAYOUT: FrameLayout = FrameLayout { first: 4_096, frame_len: 2_048, payload_at: 64, count: 4 };
+    const LAYOUT: FrameLayout =
+        FrameLayout { first: 4_096, frame_len: 2_048, payload_at: 64, count: 4, segments_max: 1 };
 
     fn outbox(order: FrameOrder) -> FrameOutbox {
         FrameOutbox::new(Arc::new(FrameMemory::anonymous(16 << 10).unwrap()), LAYOUT, order)
@@ -226,7 +327,7 @@ mod tests {
         assert!(outbox.begin(&peer(1), 10).is_none(), "no fifth frame");
         let shape: Vec<_> = (0..outbox.written_count())
             .map(|index| {
-                let WrittenFrame { frame, len, peer } = outbox.written(index);
+                let WrittenFrame { frame, len, peer, .. } = outbox.written(index);
                 (frame, len, peer.addr.port())
             })
             .collect();
@@ -239,6 +340,53 @@ mod tests {
         outbox.release(2);
         assert!(outbox.begin(&peer(4), 10).is_some());
         assert_eq!(outbox.free_count(), 1, "a frame that was begun and not committed is still free");
+    }
+
+    /// Goal: the rules of trains are those of the other layouts, and each train has a frame of its own. Method: lengths by
+    /// turns for two peers; a longer datagram takes its bytes along.
+    #[test]
+    fn trains_grow_in_frames_of_their_own() {
+        let layout = FrameLayout { frame_len: 4_096, segments_max: 3, first: 0, ..LAYOUT };
+        let memory = Arc::new(FrameMemory::anonymous(16 << 10).unwrap());
+        let mut outbox = FrameOutbox::new(memory, layout, FrameOrder::Ring);
+        let shape = |outbox: &FrameOutbox| -> Vec<_> {
+            let frames = (0..outbox.written_count()).map(|index| outbox.written(index));
+            frames.map(|train| (train.frame, train.peer.addr.port(), train.segment_len, train.len)).collect()
+        };
+        for (to, len) in [(1, 100), (2, 50), (1, 60), (2, 80), (1, 70)] {
+            put(&mut outbox, to, len);
+        }
+        assert_eq!(shape(&outbox), [(0, 1, 100, 160), (1, 2, 50, 50), (2, 2, 80, 80), (3, 1, 70, 70)]);
+        assert!(outbox.begin(&peer(1), 10).is_none(), "no frame left in case it grows");
+        let (_, payload) = outbox.headers_and_payload(2, 80);
+        assert!(payload.iter().all(|&byte| byte == 80), "the longer one was moved");
+        assert_eq!(outbox.complete_count(), 2);
+        outbox.detach_first(2);
+        outbox.release(0);
+        outbox.release(1);
+        for (to, len) in [(2, 80), (1, 70), (2, 80)] {
+            put(&mut outbox, to, len);
+        }
+        assert_eq!(shape(&outbox), [(2, 2, 80, 240), (3, 1, 70, 140)], "full, and growing");
+        assert_eq!(outbox.complete_count(), 1);
+        assert_eq!(outbox.begin(&peer(2), 1_472).unwrap().segment_len, 0, "after a full train");
+        assert_eq!(outbox.begin(&peer(1), 1_472).unwrap().segment_len, 70);
+        assert_eq!((outbox.free_chunks(), outbox.used_chunks()), (1, 2));
+        outbox.detach();
+        assert_eq!((outbox.written_count(), outbox.complete_count()), (0, 0));
+    }
+
+    /// Goal: a train ends where its frame does. Method: datagrams of a length of which three do not fit.
+    #[test]
+    fn a_train_ends_with_its_frame() {
+        let layout = FrameLayout { frame_len: 4_096, segments_max: 44, first: 0, ..LAYOUT };
+        let memory = Arc::new(FrameMemory::anonymous(16 << 10).unwrap());
+        let mut outbox = FrameOutbox::new(memory, layout, FrameOrder::Ring);
+        for _ in 0..3 {
+            put(&mut outbox, 1, 1_472);
+        }
+        let counts: Vec<_> = (0..outbox.written_count()).map(|index| outbox.written(index).count).collect();
+        assert_eq!(counts, [2, 1]);
     }
 
     #[test]
