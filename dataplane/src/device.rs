@@ -8,7 +8,19 @@ use std::{
 
 /// Commands of `SIOCETHTOOL` (linux/ethtool.h).
 const ETHTOOL_GDRVINFO: u32 = 0x3;
+const ETHTOOL_GSTRINGS: u32 = 0x1b;
+const ETHTOOL_GSSET_INFO: u32 = 0x37;
+const ETHTOOL_GFEATURES: u32 = 0x3a;
 const ETHTOOL_GCHANNELS: u32 = 0x3c;
+
+/// The set of strings that names the features of devices (`enum ethtool_stringset`).
+const ETH_SS_FEATURES: u32 = 4;
+
+/// Bytes of each name (`ETH_GSTRING_LEN`).
+const NAME_LEN: usize = 32;
+
+/// Features are told in blocks of 32 bits; the kernel has three at most.
+const BLOCKS_MAX: usize = 4;
 
 /// `struct ethtool_drvinfo` (linux/ethtool.h).
 #[derive(Clone, Copy)]
@@ -76,6 +88,86 @@ pub(crate) fn queues(socket: BorrowedFd<'_>, name: &str) -> Queues {
         }
         Err(_) => Queues { rx: 1, combined: true },
     }
+}
+
+/// What a device does with long frames by itself.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Segmentation {
+    /// It cuts trains of UDP datagrams, or passes them on whole.
+    pub(crate) cuts_udp: bool,
+    /// It gathers a frame from several pieces of memory.
+    pub(crate) gathers: bool,
+}
+
+/// What a device does with long frames by itself, as it is set up now.
+pub(crate) fn segmentation(socket: BorrowedFd<'_>, name: &str) -> io::Result<Segmentation> {
+    let active = active_features(socket, name)?;
+    let has = |feature| active.iter().any(|known| known == feature);
+    Ok(Segmentation { cuts_udp: has("tx-udp-segmentation"), gathers: has("tx-scatter-gather") })
+}
+
+/// Names of the features that are on, as `ethtool -k` prints them.
+fn active_features(socket: BorrowedFd<'_>, name: &str) -> io::Result<Vec<String>> {
+    /// `struct ethtool_sset_info` for one set.
+    #[repr(C)]
+    struct SetInfo {
+        command: u32,
+        reserved: u32,
+        mask: u64,
+        count: u32,
+        padding: u32,
+    }
+    /// `struct ethtool_gstrings` with room for all names, however many that become.
+    #[repr(C)]
+    struct Names {
+        command: u32,
+        set: u32,
+        count: u32,
+        names: [[u8; NAME_LEN]; 32 * BLOCKS_MAX],
+    }
+    /// `struct ethtool_gfeatures`.
+    #[repr(C)]
+    struct Features {
+        command: u32,
+        blocks: u32,
+        features: [Block; BLOCKS_MAX],
+    }
+    /// `struct ethtool_get_features_block`.
+    #[derive(Clone, Copy, Default)]
+    #[repr(C)]
+    struct Block {
+        available: u32,
+        requested: u32,
+        active: u32,
+        never_changed: u32,
+    }
+    let mut info = SetInfo {
+        command: ETHTOOL_GSSET_INFO,
+        reserved: 0,
+        mask: 1 << ETH_SS_FEATURES,
+        count: 0,
+        padding: 0,
+    };
+    ask_ethtool(socket, name, &mut info)?;
+    // The kernel writes all names, however many there is room for.
+    if info.mask == 0 || info.count as usize > 32 * BLOCKS_MAX {
+        return Err(io::ErrorKind::Unsupported.into());
+    }
+    let empty = [[0; NAME_LEN]; 32 * BLOCKS_MAX];
+    let mut names =
+        Box::new(Names { command: ETHTOOL_GSTRINGS, set: ETH_SS_FEATURES, count: 0, names: empty });
+    ask_ethtool(socket, name, &mut *names)?;
+    let blocks = BLOCKS_MAX as u32;
+    let features = [Block::default(); BLOCKS_MAX];
+    let mut features = Features { command: ETHTOOL_GFEATURES, blocks, features };
+    ask_ethtool(socket, name, &mut features)?;
+    let is_active = |index: usize| features.features[index / 32].active >> (index % 32) & 1 == 1;
+    let text = |name: &[u8; NAME_LEN]| {
+        let end = name.iter().position(|&byte| byte == 0).unwrap_or(NAME_LEN);
+        String::from_utf8_lossy(&name[..end]).into_owned()
+    };
+    let named = names.names.iter().take(info.count as usize).enumerate();
+    Ok(named.filter(|(index, _)| is_active(*index)).map(|(_, name)| text(name)).collect())
 }
 
 /// A request about the device of this name.

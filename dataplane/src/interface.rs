@@ -10,7 +10,7 @@ use std::{
 
 use nix::ifaddrs::getifaddrs;
 
-use crate::device::{self, Queues};
+use crate::device::{self, Queues, Segmentation};
 
 /// Port of the discard service (RFC 863). A datagram to it makes the kernel ask for its neighbour's address; whether
 /// anybody takes the datagram does not matter.
@@ -105,6 +105,14 @@ impl Interface {
             Some(libc::ENXIO | libc::ENODEV) => gone(&self.name),
             _ => io::Error::new(error.kind(), format!("{what} on {}: {error}", self.name)),
         }
+    }
+
+    /// What it does with long frames by itself.
+    ///
+    /// # Errors
+    /// What the kernel says.
+    pub(crate) fn segmentation(&self) -> io::Result<Segmentation> {
+        device::segmentation(self.socket.as_fd(), &self.name)
     }
 
     /// Whether senders on the same machine leave checksums and segmentation to a device that never sees the frame.

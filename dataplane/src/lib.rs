@@ -23,6 +23,7 @@ mod interface;
 mod mmsg;
 pub mod netns;
 pub mod outbox;
+pub mod packet;
 pub mod pin;
 pub mod port;
 pub mod privilege;
@@ -39,6 +40,7 @@ pub mod wait;
 
 pub use faulty::{FaultyConfig, FaultyPort};
 pub use outbox::Outbox;
+pub use packet::{PacketConfig, PacketPort};
 pub use port::{Datagram, Peer, Port, PortCounters, Received};
 pub use region::SharedWords;
 pub use sim::{Faults, SimNetwork, SimPort};

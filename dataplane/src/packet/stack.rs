@@ -1,0 +1,77 @@
+//! Keeping from the kernel's network stack what a ring has taken already.
+//!
+//! A packet socket sees a copy of each frame; the frame itself goes on to the stack, which looks up a route and a socket
+//! for it before it is dropped there. A program at the entry to the stack drops it at once. There is one for all ports of
+//! the process on an interface, and it goes with the last of them; other processes may have theirs in the same place.
+
+use std::{
+    fs, io,
+    net::Ipv4Addr,
+    os::unix::fs::MetadataExt,
+    sync::{Arc, Mutex, PoisonError, Weak},
+};
+
+use crate::{
+    bpf::{Hook, Link},
+    classify::{Classifier, Ours},
+    interface::Interface,
+};
+
+/// The programs that ports of this process hold.
+static PROGRAMS: Mutex<Vec<(Place, Weak<Program>)>> = Mutex::new(Vec::new());
+
+/// Where a program is. Interfaces of two network namespaces may have the same index.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Place {
+    namespace: u64,
+    interface_index: u32,
+    addr: Ipv4Addr,
+}
+
+#[derive(Debug)]
+struct Program {
+    classifier: Classifier,
+    _link: Link,
+}
+
+/// While it lives, the stack does not see datagrams to one UDP port.
+#[derive(Debug)]
+pub(crate) struct KeptFromStack {
+    program: Arc<Program>,
+    port: u16,
+}
+
+impl KeptFromStack {
+    /// Keeps datagrams to `port` at the interface's address from the stack.
+    ///
+    /// # Errors
+    /// `PermissionDenied` without CAP_BPF and CAP_NET_ADMIN; what bpf(2) says on a kernel before 6.6, which has no TCX.
+    pub(crate) fn new(interface: &Interface, port: u16) -> io::Result<Self> {
+        let namespace = fs::metadata("/proc/thread-self/ns/net")?.ino();
+        let place = Place { namespace, interface_index: interface.index, addr: interface.addr };
+        // Nothing below leaves the list half changed, so that a panic elsewhere does not matter.
+        let mut programs = PROGRAMS.lock().unwrap_or_else(PoisonError::into_inner);
+        programs.retain(|(_, program)| program.strong_count() > 0);
+        let shared =
+            programs.iter().find(|(known, _)| *known == place).and_then(|(_, program)| program.upgrade());
+        let program = match shared {
+            Some(program) => program,
+            None => {
+                let classifier = Classifier::new()?;
+                let program = classifier.drop_ours(Ours { mac: interface.mac, addr: interface.addr })?;
+                let link = Link::attach(&program, &interface.name, interface.index, Hook::TcxIngress)?;
+                let program = Arc::new(Program { classifier, _link: link });
+                programs.push((place, Arc::downgrade(&program)));
+                program
+            }
+        };
+        program.classifier.set_port(port, true);
+        Ok(Self { program, port })
+    }
+}
+
+impl Drop for KeptFromStack {
+    fn drop(&mut self) {
+        self.program.classifier.set_port(self.port, false);
+    }
+}
