@@ -7,11 +7,10 @@
 #![allow(dead_code, reason = "the ports on rings follow")]
 #![deny(unsafe_code)]
 
-#[allow(dead_code, reason = "the ports that use it follow")]
 #[allow(unsafe_code)]
 mod bpf;
-#[allow(dead_code, reason = "the ports that use it follow")]
 mod classify;
+mod destination;
 #[allow(unsafe_code)]
 mod device;
 pub mod faulty;
@@ -37,6 +36,8 @@ pub mod tcp;
 #[allow(unsafe_code)]
 pub mod udp;
 pub mod wait;
+#[allow(unsafe_code)]
+pub mod xdp;
 
 pub use faulty::{FaultyConfig, FaultyPort};
 pub use outbox::Outbox;
@@ -46,3 +47,4 @@ pub use region::SharedWords;
 pub use sim::{Faults, SimNetwork, SimPort};
 pub use tcp::TcpPort;
 pub use udp::{BufferShortfall, UdpConfig, UdpPort};
+pub use xdp::{XdpConfig, XdpPort};

@@ -27,7 +27,8 @@ use self::{
     stack::KeptFromStack,
 };
 use crate::{
-    frame::{self, Headers, Local},
+    destination::{HeaderCache, destination},
+    frame::{self, Local},
     interface::{self, Interface, Neighbours},
     outbox::{
         Outbox,
@@ -72,9 +73,6 @@ const SILENCE: Duration = Duration::from_secs(1);
 
 /// Bytes of an Ethernet header, which the MTU does not count.
 const ETHERNET_LEN: usize = 14;
-
-/// Peers whose headers are kept; a power of two.
-const KNOWN_HEADERS: usize = 256;
 
 /// How a packet port is set up.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -436,46 +434,6 @@ fn take_back(counters: &mut PortCounters, load: &mut Load) {
     counters.tx_dropped += datagrams;
     counters.tx_datagrams -= datagrams;
     counters.tx_bytes -= bytes;
-}
-
-/// Where a peer's frames go; `None` for one that can not be reached.
-fn destination(peer: &Peer, neighbours: &Neighbours, is_loopback: bool) -> Option<(SocketAddrV4, [u8; 6])> {
-    let SocketAddr::V4(addr) = peer.addr else { return None };
-    let mac = match peer.mac {
-        // Nobody has it but the loopback.
-        [0, 0, 0, 0, 0, 0] if !is_loopback => neighbours.mac_of(*addr.ip())?,
-        mac => mac,
-    };
-    Some((addr, mac))
-}
-
-/// Headers of peers that were written to, one in each place.
-struct HeaderCache {
-    places: Box<[Option<Known>]>,
-}
-
-#[derive(Clone, Copy)]
-struct Known {
-    addr: SocketAddrV4,
-    mac: [u8; 6],
-    headers: Headers,
-}
-
-impl HeaderCache {
-    fn new() -> Self {
-        Self { places: vec![None; KNOWN_HEADERS].into() }
-    }
-
-    #[inline]
-    fn to(&mut self, local: &Local, addr: SocketAddrV4, mac: [u8; 6]) -> Headers {
-        // Clients differ in their last byte or in their port.
-        let [.., last] = addr.ip().octets();
-        let place = &mut self.places[(usize::from(last) * 31 + usize::from(addr.port())) % KNOWN_HEADERS];
-        match place {
-            Some(known) if known.addr == addr && known.mac == mac => known.headers,
-            _ => place.insert(Known { addr, mac, headers: Headers::new(local, mac, addr) }).headers,
-        }
-    }
 }
 
 /// How frames are best sent on an interface.
