@@ -2,7 +2,7 @@
 
 use std::{net::SocketAddr, time::Duration};
 
-use linerate_dataplane::{Port, TcpPort, UdpPort};
+use linerate_dataplane::{PacketPort, Port, TcpPort, UdpPort, XdpPort};
 use linerate_proto::{
     flow::{Ended, Outcome, PushError, check_lengths},
     wire::{Operation, STAT_COUNT},
@@ -56,6 +56,26 @@ impl Client<TcpPort> {
     /// A sentence that names the server and what is wrong.
     pub fn connect_tcp(servers: &[SocketAddr], config: SessionConfig) -> Result<Self, ConnectError> {
         Ok(Self { session: Session::connect_tcp(servers, config)? })
+    }
+}
+
+impl Client<PacketPort> {
+    /// Connects over AF_PACKET rings, as [`Session::connect_packet`].
+    ///
+    /// # Errors
+    /// A sentence that names the server, the interface or the missing capability, and what is wrong.
+    pub fn connect_packet(servers: &[SocketAddr], config: SessionConfig) -> Result<Self, ConnectError> {
+        Ok(Self { session: Session::connect_packet(servers, config)? })
+    }
+}
+
+impl Client<XdpPort> {
+    /// Connects over AF_XDP rings, as [`Session::connect_xdp`].
+    ///
+    /// # Errors
+    /// A sentence that names the server, the interface or the missing capability, and what is wrong.
+    pub fn connect_xdp(servers: &[SocketAddr], config: SessionConfig) -> Result<Self, ConnectError> {
+        Ok(Self { session: Session::connect_xdp(servers, config)? })
     }
 }
 

@@ -10,9 +10,12 @@ use std::{
 };
 
 use anyhow::Context;
-use clap::{Parser, Subcommand, ValueEnum};
+use clap::{Parser, Subcommand};
 use linerate_client::{Client, SessionConfig};
-use linerate_dataplane::Port;
+use linerate_dataplane::{
+    Port, privilege,
+    transport::{self, Transport, Wanted},
+};
 use linerate_proto::wire::{STAT_NAMES, VALUE_LEN_MAX};
 
 /// Talks to linerate servers. Exit codes: 0 found or done, 1 not found, 2 error.
@@ -22,20 +25,14 @@ struct Options {
     /// First address of each server, as host:port
     #[arg(long, short, value_delimiter = ',', default_value = "127.0.0.1:4100", global = true)]
     servers: Vec<String>,
-    /// What to speak
+    /// What to speak: udp, tcp, packet (AF_PACKET rings), xdp (AF_XDP rings) or auto (the best of udp, packet and xdp)
     #[arg(long, default_value = "udp", global = true)]
-    transport: Transport,
+    transport: Wanted,
     /// Milliseconds after which to give up, 1 to 600000
     #[arg(long, default_value_t = 2_000, value_parser = clap::value_parser!(u64).range(1..=600_000), global = true)]
     timeout_ms: u64,
     #[command(subcommand)]
     command: Command,
-}
-
-#[derive(Clone, Copy, Debug, ValueEnum)]
-enum Transport {
-    Udp,
-    Tcp,
 }
 
 #[derive(Debug, Subcommand)]
@@ -73,10 +70,7 @@ enum Command {
 
 fn main() -> ExitCode {
     let options = Options::parse();
-    let outcome = servers(&options.servers).and_then(|servers| match options.transport {
-        Transport::Udp => execute(Client::connect_udp(&servers, config(&options))?, &options.command),
-        Transport::Tcp => execute(Client::connect_tcp(&servers, config(&options))?, &options.command),
-    });
+    let outcome = servers(&options.servers).and_then(|servers| run(&options, &servers));
     match outcome {
         Ok(true) => ExitCode::SUCCESS,
         Ok(false) => ExitCode::from(1),
@@ -84,6 +78,25 @@ fn main() -> ExitCode {
             eprintln!("linerate: {error:#}");
             ExitCode::from(2)
         }
+    }
+}
+
+fn run(options: &Options, servers: &[SocketAddr]) -> anyhow::Result<bool> {
+    let transport = match options.transport {
+        Wanted::Is(transport) => transport,
+        Wanted::Auto => {
+            let first = servers.first().context("no server is given")?;
+            let (transport, why) = transport::best(transport::local_towards(first.ip())?);
+            eprintln!("linerate: chose {transport}: {why}");
+            transport
+        }
+    };
+    let (config, command) = (config(options), &options.command);
+    match transport {
+        Transport::Udp => execute(Client::connect_udp(servers, config)?, command),
+        Transport::Packet => execute(Client::connect_packet(servers, config)?, command),
+        Transport::Xdp => execute(Client::connect_xdp(servers, config)?, command),
+        Transport::Tcp => execute(Client::connect_tcp(servers, config)?, command),
     }
 }
 
@@ -114,6 +127,8 @@ fn servers(names: &[String]) -> anyhow::Result<Vec<SocketAddr>> {
 
 /// Returns whether what was asked for was found or done.
 fn execute<P: Port>(mut client: Client<P>, command: &Command) -> anyhow::Result<bool> {
+    // Everything is open.
+    privilege::drop_all()?;
     match command {
         Command::Get { key } => {
             let Some(value) = client.get(key.as_bytes())? else {

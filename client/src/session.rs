@@ -6,7 +6,14 @@ use std::{
     time::{Duration, Instant as SystemInstant, SystemTime, UNIX_EPOCH},
 };
 
-use linerate_dataplane::{Outbox, Peer, Port, TcpPort, UdpPort, tcp::TcpConfig, udp::UdpConfig, wait::wait};
+use linerate_dataplane::{
+    Outbox, PacketPort, Peer, Port, TcpPort, UdpPort, XdpPort,
+    packet::PacketConfig,
+    tcp::TcpConfig,
+    udp::UdpConfig,
+    wait::wait,
+    xdp::{self, XdpConfig},
+};
 use linerate_proto::{
     Drops, Instant, Key,
     flow::{Ended, Flow, FlowConfig, FlowCounters, PushError, ServerInfo, check_lengths},
@@ -175,8 +182,37 @@ impl Session<TcpPort> {
     }
 }
 
+impl Session<PacketPort> {
+    /// Connects past the kernel's sockets, over AF_PACKET rings of the interface that leads to the servers (IPv4).
+    /// `servers`: the address of core 0 of each.
+    ///
+    /// # Errors
+    /// A sentence that names the server, the interface or the missing capability, and what is wrong.
+    pub fn connect_packet(servers: &[SocketAddr], config: SessionConfig) -> Result<Self, ConnectError> {
+        Self::connect(servers, config, |addrs| PacketPort::connect(addrs, PacketConfig::default()))
+    }
+}
+
+impl Session<XdpPort> {
+    /// Connects past the kernel's network stack, over AF_XDP rings of the interface that leads to the servers (IPv4).
+    /// `servers`: the address of core 0 of each.
+    ///
+    /// The session takes all queues of the interface. Threads that share an interface open their ports together
+    /// ([`xdp::connect`]) and [connect](Self::connect) with one each.
+    ///
+    /// # Errors
+    /// A sentence that names the server, the interface or the missing capability, and what is wrong.
+    pub fn connect_xdp(servers: &[SocketAddr], config: SessionConfig) -> Result<Self, ConnectError> {
+        Self::connect(servers, config, |addrs| {
+            let mut ports = xdp::connect(addrs, 1, XdpConfig::default())?;
+            Ok(ports.pop().expect("as many ports as asked for"))
+        })
+    }
+}
+
 impl<P: Port> Session<P> {
-    /// Connects through ports that `open` makes for a list of server addresses.
+    /// Connects through ports that `open` makes for a list of server addresses: one, or two if the first does not
+    /// [reach](Port::reaches) all cores.
     ///
     /// Each server is first asked, at its core 0, how many cores it has; then all cores are connected.
     ///
@@ -185,7 +221,7 @@ impl<P: Port> Session<P> {
     pub fn connect(
         servers: &[SocketAddr],
         config: SessionConfig,
-        open: impl Fn(&[SocketAddr]) -> io::Result<P>,
+        mut open: impl FnMut(&[SocketAddr]) -> io::Result<P>,
     ) -> Result<Self, ConnectError> {
         if let Some(twice) = servers.iter().enumerate().find(|&(index, addr)| servers[..index].contains(addr))
         {

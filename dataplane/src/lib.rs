@@ -33,6 +33,7 @@ mod reservation;
 mod rings_testing;
 pub mod sim;
 pub mod tcp;
+pub mod transport;
 #[allow(unsafe_code)]
 pub mod udp;
 pub mod wait;

@@ -71,6 +71,12 @@ impl fmt::Display for BufferShortfall {
     }
 }
 
+/// Whether this kernel's sockets can send trains at all; a device may still refuse them.
+pub(crate) fn has_trains() -> bool {
+    let socket = Socket::new(Domain::IPV4, Type::DGRAM, Some(Protocol::UDP));
+    socket.is_ok_and(|socket| setsockopt(&socket, sockopt::UdpGsoSegment, &0).is_ok())
+}
+
 /// A UDP socket with its buffers.
 pub struct UdpPort {
     socket: Socket,

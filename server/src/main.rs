@@ -16,12 +16,16 @@ use std::{
 use anyhow::Context;
 use bytesize::ByteSize;
 use clap::Parser;
-use linerate_dataplane::pin::{CoreList, allowed_cores};
+use linerate_dataplane::{
+    pin::{CoreList, allowed_cores},
+    privilege,
+    transport::{self, Transport, Wanted},
+};
 use linerate_proto::wire::{STAT_COUNT, Statistic};
 use linerate_server::{Datagrams, Server, ServerConfig, core_loop::Idle, stats::drops_in_words};
 
-/// In-memory key-value store that answers at line rate: one pinned thread per core, each with its own UDP and TCP port
-/// and its own shard.
+/// In-memory key-value store that answers at line rate: one pinned thread per core, each with its own port and its own
+/// shard.
 #[derive(Debug, Parser)]
 #[command(version)]
 struct Options {
@@ -34,8 +38,8 @@ struct Options {
     /// CPUs to pin the cores to, such as 0-3 or 0,2,4-5 [default: the first one allowed]
     #[arg(long)]
     cores: Option<CoreList>,
-    /// Memory for the stores and sessions of all cores together, such as 512MiB or 16GiB; buffers come on top, 3 MiB per
-    /// core for UDP and up to 64 MiB for TCP
+    /// Memory for the stores and sessions of all cores together, such as 512MiB or 16GiB; buffers come on top, per
+    /// core 3 MiB for udp, 12 for packet, 8 per queue for xdp, and up to 64 for tcp
     #[arg(long, default_value = "1GiB")]
     memory: ByteSize,
     /// Receive buffer of each core's UDP socket: what all clients together may have in flight follows from it. More than
@@ -45,21 +49,16 @@ struct Options {
     /// What a core does when nothing arrives: spin (lowest latency, a whole CPU) or epoll (spin briefly, then sleep)
     #[arg(long, default_value = "epoll")]
     idle: Idle,
-    /// What to listen on: udp, tcp, or both
-    #[arg(long, value_delimiter = ',', default_value = "udp,tcp")]
-    transports: Vec<Transport>,
+    /// What to listen on: one of udp, packet (AF_PACKET rings), xdp (AF_XDP rings) and auto (the best of these for the
+    /// interface), and tcp. Rings need the address of one interface and the capability to open them
+    #[arg(long, alias = "transports", value_delimiter = ',', default_value = "udp,tcp")]
+    transport: Vec<Wanted>,
     /// Seconds between two lines of statistics; 0 prints none
     #[arg(long, default_value_t = 1, value_name = "SECONDS")]
     stats_interval: u64,
     /// Listen at other than loopback addresses although anybody who reaches them can read and change the data
     #[arg(long)]
     insecure_no_auth: bool,
-}
-
-#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
-enum Transport {
-    Udp,
-    Tcp,
 }
 
 fn main() -> ExitCode {
@@ -79,12 +78,14 @@ fn run(options: &Options) -> anyhow::Result<()> {
         signal_hook::flag::register(*signal, Arc::clone(&stop)).context("cannot handle signals")?;
     }
     let server = Server::start(&config)?;
+    // The cores have done so themselves. All that was to be opened is open.
+    privilege::drop_all()?;
     say(&format!(
         "linerate-server: serving at {}, cores on CPUs {}, memory {}, {}",
         server.addrs().iter().map(ToString::to_string).collect::<Vec<_>>().join(" "),
         config.cpus.iter().map(ToString::to_string).collect::<Vec<_>>().join(","),
         options.memory,
-        transports(&config, server.mode()),
+        listens(&config, server.mode()),
     ));
     if let Some(warning) = server.warning() {
         eprintln!("linerate-server: warning: {warning}");
@@ -114,6 +115,7 @@ fn resolve(options: &Options) -> anyhow::Result<ServerConfig> {
     };
     let memory_len =
         usize::try_from(options.memory.as_u64()).context("more --memory than can be addressed")?;
+    let (datagrams, tcp) = transports(options)?;
     Ok(ServerConfig {
         listen: options.listen,
         port: options.port,
@@ -121,13 +123,44 @@ fn resolve(options: &Options) -> anyhow::Result<ServerConfig> {
         memory_len,
         receive_buffer_len: usize::try_from(options.receive_buffer.as_u64()).unwrap_or(usize::MAX),
         idle: options.idle,
-        datagrams: options.transports.contains(&Transport::Udp).then_some(Datagrams::Udp),
-        tcp: options.transports.contains(&Transport::Tcp),
+        datagrams,
+        tcp,
         insecure_no_auth: options.insecure_no_auth,
     })
 }
 
-fn transports(config: &ServerConfig, mode: &str) -> String {
+/// What carries datagrams, and whether TCP is listened on.
+fn transports(options: &Options) -> anyhow::Result<(Option<Datagrams>, bool)> {
+    let mut datagrams = None;
+    let mut tcp = false;
+    for wanted in &options.transport {
+        let transport = match *wanted {
+            Wanted::Is(transport) => transport,
+            Wanted::Auto => {
+                let (transport, why) = transport::best(options.listen);
+                say(&format!("linerate-server: chose {transport}: {why}"));
+                transport
+            }
+        };
+        let chosen = match transport {
+            Transport::Tcp => {
+                tcp = true;
+                continue;
+            }
+            Transport::Udp => Datagrams::Udp,
+            Transport::Packet => Datagrams::Packet,
+            Transport::Xdp => Datagrams::Xdp,
+        };
+        anyhow::ensure!(
+            datagrams.replace(chosen).is_none(),
+            "udp, packet, xdp and auto take the same port: give one of them to --transport, and tcp beside it if wanted"
+        );
+    }
+    Ok((datagrams, tcp))
+}
+
+/// In what way a server listens.
+fn listens(config: &ServerConfig, mode: &str) -> String {
     match (config.datagrams, config.tcp) {
         (Some(_), true) => format!("{mode}, and TCP"),
         (Some(_), false) => mode.to_owned(),

@@ -12,7 +12,13 @@ use std::{
 };
 
 use linerate_dataplane::{
-    Port, TcpPort, UdpPort, pin::pin_to_core, privilege::drop_all, tcp::TcpConfig, udp::UdpConfig,
+    PacketPort, Port, TcpPort, UdpPort, XdpPort,
+    packet::PacketConfig,
+    pin::pin_to_core,
+    privilege::drop_all,
+    tcp::TcpConfig,
+    udp::UdpConfig,
+    xdp::{self, XdpConfig},
 };
 use linerate_proto::{
     Instant,
@@ -55,7 +61,7 @@ pub struct ServerConfig {
     /// The CPU that each core is pinned to; as many cores as entries, 1..=255.
     pub cpus: Vec<usize>,
     /// Memory for the stores and sessions of all cores together, in bytes. Each core's buffers come on top: 3 MiB for
-    /// UDP, and for TCP what its connections use, up to 64 MiB.
+    /// UDP, 12 MiB for packet rings, 8 MiB per queue for XDP rings, and for TCP what its connections use, up to 64 MiB.
     pub memory_len: usize,
     /// Receive buffer of each core's UDP socket in bytes, as the kernel charges them: what clients may have in flight
     /// together follows from it. At least [`RECEIVE_BUFFER_LEN_MIN`].
@@ -92,6 +98,10 @@ impl Default for ServerConfig {
 pub enum Datagrams {
     /// Sockets of the kernel.
     Udp,
+    /// AF_PACKET rings of the interface that is listened at.
+    Packet,
+    /// AF_XDP rings of it.
+    Xdp,
 }
 
 /// Why a server did not start.
@@ -127,9 +137,14 @@ pub enum StartError {
         "a receive buffer of {0} bytes: give {RECEIVE_BUFFER_LEN_MIN} to {RECEIVE_BUFFER_LEN_MAX} (32 KiB to 1 GiB)"
     )]
     ReceiveBuffer(usize),
-    /// Neither UDP nor TCP.
-    #[error("nothing to listen on: give udp, tcp or both")]
+    /// Neither datagrams nor TCP.
+    #[error("nothing to listen on: give one of udp, packet and xdp, tcp, or both")]
     Transports,
+    /// Rings of no interface in particular.
+    #[error(
+        "rings are those of one interface and speak IPv4 only: listen at its IPv4 address instead of {0}"
+    )]
+    Rings(IpAddr),
     /// What the system said.
     #[error(transparent)]
     Io(#[from] io::Error),
@@ -156,6 +171,8 @@ impl Server {
         match config.datagrams {
             None => Self::serve::<UdpPort>(config, |_| Ok(Opened::default())),
             Some(Datagrams::Udp) => Self::serve(config, |addrs| open_udp(addrs, config)),
+            Some(Datagrams::Packet) => Self::serve(config, open_packet),
+            Some(Datagrams::Xdp) => Self::serve(config, open_xdp),
         }
     }
 
@@ -304,6 +321,10 @@ fn check(config: &ServerConfig) -> Result<(), StartError> {
     if !(RECEIVE_BUFFER_LEN_MIN..=RECEIVE_BUFFER_LEN_MAX).contains(&config.receive_buffer_len) {
         return Err(StartError::ReceiveBuffer(config.receive_buffer_len));
     }
+    let rings = matches!(config.datagrams, Some(Datagrams::Packet | Datagrams::Xdp));
+    if rings && (config.listen.is_ipv6() || config.listen.is_unspecified()) {
+        return Err(StartError::Rings(config.listen));
+    }
     if config.datagrams.is_none() && !config.tcp {
         return Err(StartError::Transports);
     }
@@ -329,6 +350,20 @@ fn open_udp(addrs: &[SocketAddr], config: &ServerConfig) -> io::Result<Opened<Ud
     let shortfall = ports.first().and_then(UdpPort::buffer_shortfall);
     let mode = "UDP sockets, in trains".to_owned();
     Ok(Opened { ports, mode, warning: shortfall.map(|shortfall| shortfall.to_string()) })
+}
+
+fn open_packet(addrs: &[SocketAddr]) -> io::Result<Opened<PacketPort>> {
+    let bind = |&addr: &SocketAddr| PacketPort::bind(addr, PacketConfig::default());
+    let ports: Vec<_> = addrs.iter().map(bind).collect::<io::Result<_>>()?;
+    let mode = ports.first().map(PacketPort::mode).unwrap_or_default();
+    Ok(Opened { ports, mode, warning: None })
+}
+
+fn open_xdp(addrs: &[SocketAddr]) -> io::Result<Opened<XdpPort>> {
+    let ports = xdp::open(addrs, XdpConfig::default())?;
+    let mode = ports.first().map(XdpPort::mode).unwrap_or_default();
+    let warning = ports.first().and_then(XdpPort::warning);
+    Ok(Opened { ports, mode, warning })
 }
 
 /// The addresses of all cores, and their ports.

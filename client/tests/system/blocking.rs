@@ -1,4 +1,4 @@
-//! The blocking client over loopback.
+//! The blocking client.
 
 use std::{
     net::{SocketAddr, UdpSocket},
@@ -9,10 +9,10 @@ use linerate_client::{Client, ConnectError, Error, PushError, Reason, SessionCon
 use linerate_dataplane::Port;
 use linerate_proto::wire::Statistic;
 
-use crate::rig::{Live, LiveRig, Rig, Setup};
+use crate::rig::{Live, LiveRig, Rig, Setup, with_rings};
 
 /// Opens a client.
-type Connect<P> = fn(&[SocketAddr], SessionConfig) -> Result<Client<P>, ConnectError>;
+pub(crate) type Connect<P> = fn(&[SocketAddr], SessionConfig) -> Result<Client<P>, ConnectError>;
 
 macro_rules! over_udp_and_tcp {
     ($($name:ident,)+) => {
@@ -25,11 +25,32 @@ macro_rules! over_udp_and_tcp {
     };
 }
 
+macro_rules! over_rings {
+    ($($name:ident,)+) => {
+        mod packet {
+            $(#[test] fn $name() {
+                super::with_rings(|_| super::$name(linerate_client::Client::connect_packet));
+            })+
+        }
+        mod xdp {
+            $(#[test] fn $name() {
+                super::with_rings(|_| super::$name(linerate_client::Client::connect_xdp));
+            })+
+        }
+    };
+}
+
 over_udp_and_tcp! {
     calls_return_their_answers,
     two_servers_share_the_keys,
     a_restart_costs_the_calls_under_way_only,
     a_server_that_is_not_there_is_named,
+}
+
+// Two servers would be on two networks, and an address without anybody on none.
+over_rings! {
+    calls_return_their_answers,
+    a_restart_costs_the_calls_under_way_only,
 }
 
 fn patient() -> SessionConfig {
@@ -44,7 +65,7 @@ fn patient() -> SessionConfig {
 /// than the window, on three cores; lengths outside the limits; pings and statistics; and the session's end.
 fn calls_return_their_answers<P: Live>(connect: Connect<P>) {
     let mut rig = LiveRig::<P>::start(0, Setup::cores(3));
-    let mut client = connect(&[rig.addr()], SessionConfig { window: 2, ..patient() }).unwrap();
+    let mut client = rig.client(connect, SessionConfig { window: 2, ..patient() }).unwrap();
     assert_eq!(client.get(b"key").unwrap(), None);
     client.put(b"key", b"value").unwrap();
     assert_eq!(client.get(b"key").unwrap().as_deref(), Some(&b"value"[..]));
@@ -110,7 +131,7 @@ fn a_restart_costs_the_calls_under_way_only<P: Live>(connect: Connect<P>) {
     let config = SessionConfig { timeout: Duration::from_millis(300), ..patient() };
     let mut client = loop {
         // The deadline is short for what comes; a busy machine may miss it here.
-        match connect(&[rig.addr()], config) {
+        match rig.client(connect, config) {
             Ok(client) => break client,
             Err(error) => assert!(rig.elapsed() < rig.patience(), "{error}"),
         }

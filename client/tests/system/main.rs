@@ -1,7 +1,7 @@
-//! The whole system, client and server together: one suite of behaviours over three networks.
+//! The whole system, client and server together: one suite of behaviours over all networks.
 //!
 //! [`suite`] says each behaviour once; [`rig`] runs it over a simulated network with faults on virtual time, over UDP
-//! and over TCP on loopback. The simulation runs many seeds; a failing one is printed, and `LINERATE_SEED=n` runs that
+//! and over TCP on loopback, and, where this process may, over AF_PACKET and AF_XDP rings between network namespaces. The simulation runs many seeds; a failing one is printed, and `LINERATE_SEED=n` runs that
 //! one alone. [`faults`] holds what only virtual time can show, [`blocking`] what only the blocking client does.
 
 mod blocking;
@@ -12,7 +12,7 @@ mod rig;
 mod suite;
 mod system;
 
-use rig::{SimRig, TcpRig, UdpRig};
+use rig::{PacketRig, SimRig, TcpRig, UdpRig, XdpRig};
 
 /// Makes one test per behaviour and network; the number is that of the seeds on the simulated one.
 macro_rules! behaviours {
@@ -25,6 +25,12 @@ macro_rules! behaviours {
         }
         mod tcp {
             $(#[test] fn $name() { super::suite::$name::<super::TcpRig>(0); })+
+        }
+        mod packet {
+            $(#[test] fn $name() { super::rig::with_rings(super::suite::$name::<super::PacketRig>); })+
+        }
+        mod xdp {
+            $(#[test] fn $name() { super::rig::with_rings(super::suite::$name::<super::XdpRig>); })+
         }
     };
 }

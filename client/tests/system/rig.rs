@@ -1,24 +1,31 @@
-//! Networks to run the suite on: a simulated one with faults, and UDP and TCP over loopback.
+//! Networks to run the suite on: a simulated one with faults, UDP and TCP over loopback, and rings between hosts behind
+//! a switch.
 
 use std::{
-    io,
-    net::SocketAddr,
+    io::{self, Write},
+    net::{IpAddr, Ipv4Addr, SocketAddr},
     time::{Duration, Instant as SystemInstant},
 };
 
-use linerate_client::{Instant, Session, SessionConfig};
+use linerate_client::{Client, ConnectError, Instant, Session, SessionConfig};
 use linerate_dataplane::{
-    Port, TcpPort, UdpPort,
+    PacketPort, Port, TcpPort, UdpPort, XdpPort,
+    netns::{End, Namespace, PairConfig, Switch},
+    packet::PacketConfig,
     pin::allowed_cores,
     sim::{Faults, SimNetwork, SimPort},
     tcp::TcpConfig,
     udp::UdpConfig,
+    xdp::{self, XdpConfig},
 };
 use linerate_proto::{session, wire::STAT_COUNT};
 use linerate_server::{
-    Server, ServerConfig, StartError, core_loop::Idle, stats::Published, store::Store, worker::Worker,
+    Datagrams, Server, ServerConfig, StartError, core_loop::Idle, stats::Published, store::Store,
+    worker::Worker,
 };
 use rand::{RngExt, SeedableRng, rngs::StdRng};
+
+use crate::blocking::Connect;
 
 /// What the server of a test is like.
 #[derive(Clone, Copy, Debug)]
@@ -234,13 +241,13 @@ impl Rig for SimRig {
     }
 }
 
-/// A server over loopback, with clients that `OPEN` opens ports for.
-pub(crate) struct LiveRig<P> {
+/// A server on a network of the kernel's, with clients that `P` opens ports for.
+pub(crate) struct LiveRig<P: Live> {
     server: Option<Server>,
     config: ServerConfig,
     addrs: Vec<SocketAddr>,
     started: SystemInstant,
-    open: fn(&[SocketAddr]) -> io::Result<P>,
+    network: P::Network,
 }
 
 /// Over UDP.
@@ -249,32 +256,159 @@ pub(crate) type UdpRig = LiveRig<UdpPort>;
 /// Over TCP.
 pub(crate) type TcpRig = LiveRig<TcpPort>;
 
-/// Ways to open a client's port.
-pub(crate) trait Live: Port + Sized {
-    const OPEN: fn(&[SocketAddr]) -> io::Result<Self>;
+/// Over AF_PACKET rings.
+pub(crate) type PacketRig = LiveRig<PacketPort>;
+
+/// Over AF_XDP rings.
+pub(crate) type XdpRig = LiveRig<XdpPort>;
+
+/// Ways to open a client's port, and the network that it is for.
+pub(crate) trait Live: Port + Sized + Send {
+    type Network: Network;
+
+    /// What the server listens on.
+    const TRANSPORTS: (Option<Datagrams>, bool);
+
+    /// Opens a client's port for servers at these addresses.
+    fn open(addrs: &[SocketAddr]) -> io::Result<Self>;
 }
 
 impl Live for UdpPort {
-    const OPEN: fn(&[SocketAddr]) -> io::Result<Self> = |addrs| Self::connect(addrs, UdpConfig::default());
+    type Network = Loopback;
+    const TRANSPORTS: (Option<Datagrams>, bool) = (Some(Datagrams::Udp), true);
+
+    fn open(addrs: &[SocketAddr]) -> io::Result<Self> {
+        Self::connect(addrs, UdpConfig::default())
+    }
 }
 
 impl Live for TcpPort {
-    const OPEN: fn(&[SocketAddr]) -> io::Result<Self> = |addrs| Self::connect(addrs, TcpConfig::default());
+    type Network = Loopback;
+    const TRANSPORTS: (Option<Datagrams>, bool) = (Some(Datagrams::Udp), true);
+
+    fn open(addrs: &[SocketAddr]) -> io::Result<Self> {
+        Self::connect(addrs, TcpConfig::default())
+    }
 }
 
-impl<P> LiveRig<P> {
+impl Live for PacketPort {
+    type Network = Wire;
+    const TRANSPORTS: (Option<Datagrams>, bool) = (Some(Datagrams::Packet), false);
+
+    fn open(addrs: &[SocketAddr]) -> io::Result<Self> {
+        Self::connect(addrs, PacketConfig::default())
+    }
+}
+
+impl Live for XdpPort {
+    type Network = Wire;
+    const TRANSPORTS: (Option<Datagrams>, bool) = (Some(Datagrams::Xdp), false);
+
+    fn open(addrs: &[SocketAddr]) -> io::Result<Self> {
+        let mut ports = xdp::connect(addrs, 1, XdpConfig::default())?;
+        Ok(ports.pop().expect("as many ports as asked for"))
+    }
+}
+
+/// Where servers and clients run.
+pub(crate) trait Network {
+    /// A network whose server will have so many cores.
+    fn new(cores: u8) -> Self;
+
+    /// The server's address.
+    fn server_addr(&self) -> IpAddr;
+
+    /// Does something where the server is.
+    fn at_server<R: Send>(&self, work: impl FnOnce() -> R + Send) -> R;
+
+    /// Does something where a new client is.
+    fn at_client<R: Send>(&mut self, work: impl FnOnce() -> R + Send) -> R;
+}
+
+/// This machine.
+pub(crate) struct Loopback;
+
+impl Network for Loopback {
+    fn new(_cores: u8) -> Self {
+        Self
+    }
+
+    fn server_addr(&self) -> IpAddr {
+        Ipv4Addr::LOCALHOST.into()
+    }
+
+    fn at_server<R: Send>(&self, work: impl FnOnce() -> R + Send) -> R {
+        work()
+    }
+
+    fn at_client<R: Send>(&mut self, work: impl FnOnce() -> R + Send) -> R {
+        work()
+    }
+}
+
+/// Hosts of their own behind a switch: a ring may need an interface for itself.
+pub(crate) struct Wire {
+    switch: Switch,
+    server: End,
+}
+
+impl Network for Wire {
+    fn new(cores: u8) -> Self {
+        let config = PairConfig { queues: cores.into(), ..PairConfig::default() };
+        let mut switch = Switch::new(config).expect("namespaces are available");
+        let server = switch.host().expect("a switch takes hosts");
+        Self { switch, server }
+    }
+
+    fn server_addr(&self) -> IpAddr {
+        self.server.addr.into()
+    }
+
+    fn at_server<R: Send>(&self, work: impl FnOnce() -> R + Send) -> R {
+        self.server.namespace.run(work)
+    }
+
+    fn at_client<R: Send>(&mut self, work: impl FnOnce() -> R + Send) -> R {
+        self.switch.host().expect("a switch takes hosts").namespace.run(work)
+    }
+}
+
+/// Runs a test that needs namespaces and rings, or says why it can not.
+pub(crate) fn with_rings(test: impl FnOnce(u64)) {
+    match Namespace::available() {
+        Ok(()) => test(0),
+        Err(reason) => {
+            let required = std::env::var("LINERATE_RINGS").is_ok_and(|value| value == "required");
+            assert!(!required, "rings are required: {reason}");
+            // Past the harness, which shows nothing of tests that pass.
+            writeln!(io::stderr(), "not run: {reason}").expect("standard error takes a line");
+        }
+    }
+}
+
+impl<P: Live> LiveRig<P> {
     /// Address of core 0.
     pub(crate) fn addr(&self) -> SocketAddr {
         self.addrs[0]
+    }
+
+    /// A blocking client of the server.
+    pub(crate) fn client(
+        &mut self,
+        connect: Connect<P>,
+        config: SessionConfig,
+    ) -> Result<Client<P>, ConnectError> {
+        let addr = self.addr();
+        self.network.at_client(|| connect(&[addr], config))
     }
 }
 
 /// Starts a server at a port below those that the kernel gives to other sockets meanwhile, so that it is free again
 /// for a restart.
-fn start_somewhere(mut config: ServerConfig) -> (Server, ServerConfig) {
+fn start_somewhere(network: &impl Network, mut config: ServerConfig) -> (Server, ServerConfig) {
     for _ in 0..100 {
         config.port = rand::random_range(12_000..32_000);
-        match Server::start(&config) {
+        match network.at_server(|| Server::start(&config)) {
             Ok(server) => return (server, config),
             Err(StartError::Io(error)) if error.kind() == io::ErrorKind::AddrInUse => {}
             Err(error) => panic!("{error}"),
@@ -290,19 +424,29 @@ impl<P: Live> Rig for LiveRig<P> {
         let allowed = allowed_cores().expect("this process runs on some core");
         let cores = usize::from(setup.cores);
         let memory_per_core = if setup.small { 16 << 20 } else { 32 << 20 };
-        let (server, config) = start_somewhere(ServerConfig {
-            cpus: allowed.iter().copied().cycle().take(cores).collect(),
-            memory_len: memory_per_core * cores,
-            idle: Idle::Epoll,
-            ..ServerConfig::default()
-        });
+        let network = P::Network::new(setup.cores);
+        let (datagrams, tcp) = P::TRANSPORTS;
+        let (server, config) = start_somewhere(
+            &network,
+            ServerConfig {
+                listen: network.server_addr(),
+                cpus: allowed.iter().copied().cycle().take(cores).collect(),
+                memory_len: memory_per_core * cores,
+                idle: Idle::Epoll,
+                datagrams,
+                tcp,
+                insecure_no_auth: true,
+                ..ServerConfig::default()
+            },
+        );
         let addrs = server.addrs().to_vec();
-        Self { server: Some(server), config, addrs, started: SystemInstant::now(), open: P::OPEN }
+        Self { server: Some(server), config, addrs, started: SystemInstant::now(), network }
     }
 
     fn attach(&mut self, cores: u8, config: SessionConfig, seed: u64) -> Session<P> {
         let addrs = &self.addrs[..cores.into()];
-        Session::attach((self.open)(addrs).expect("a socket on loopback"), addrs, config, seed)
+        let port = self.network.at_client(|| P::open(addrs)).expect("a client opens its port");
+        Session::attach(port, addrs, config, seed)
     }
 
     fn now(&self, session: &Session<P>) -> Instant {
@@ -333,7 +477,9 @@ impl<P: Live> Rig for LiveRig<P> {
         if self.server.is_some() {
             self.stop();
         }
-        self.server = Some(Server::start(&self.config).expect("the port is free again"));
+        let config = &self.config;
+        let server = self.network.at_server(|| Server::start(config));
+        self.server = Some(server.expect("the port is free again"));
     }
 
     fn stats(&mut self) -> Vec<[u64; STAT_COUNT]> {
