@@ -7,6 +7,7 @@
 
 use std::{
     io,
+    net::SocketAddr,
     sync::atomic::{AtomicBool, AtomicU64, Ordering},
     thread,
     time::{Duration, Instant, SystemTime},
@@ -54,27 +55,59 @@ const CHUNKS_PER_REQUEST: usize = 255usize.div_ceil(44) + 1;
 /// A sentence that names what went wrong.
 pub fn ceiling(options: &RunOptions, stop: &AtomicBool) -> anyhow::Result<Report> {
     let local = "127.0.0.1:0".parse().expect("an address");
+    let label = options.transport.name();
+    let streams = draw(options)?;
+    let enter = || Ok(());
     match options.transport {
-        Transport::Udp => ceiling_over(
-            options,
-            stop,
-            || UdpPort::bind(local, UdpConfig::default()),
-            |addr| UdpPort::connect(&[addr], UdpConfig::default()),
-        ),
-        Transport::Tcp => ceiling_over(
-            options,
-            stop,
-            || TcpPort::listen(local, TcpConfig::default()),
-            |addr| TcpPort::connect(&[addr], TcpConfig::default()),
-        ),
+        Transport::Udp => {
+            let listen = || UdpPort::bind(local, UdpConfig::default());
+            let connect = |addr| UdpPort::connect(&[addr], UdpConfig::default());
+            ceiling_over(
+                options,
+                stop,
+                CeilingPorts { label, enter, listen: each_core(listen), connect },
+                &streams,
+            )
+        }
+        Transport::Tcp => {
+            let listen = || TcpPort::listen(local, TcpConfig::default());
+            let connect = |addr| TcpPort::connect(&[addr], TcpConfig::default());
+            ceiling_over(
+                options,
+                stop,
+                CeilingPorts { label, enter, listen: each_core(listen), connect },
+                &streams,
+            )
+        }
     }
 }
 
-fn ceiling_over<P: Port + Send>(
+/// The ports that a ceiling is measured over.
+pub(crate) struct CeilingPorts<Enter, Listen, Connect> {
+    /// What they are called while it runs.
+    pub(crate) label: &'static str,
+    /// Takes the thread of a server core to where its port is.
+    pub(crate) enter: Enter,
+    /// Opens the ports of so many server cores.
+    pub(crate) listen: Listen,
+    /// Opens the port of a client thread to one of them.
+    pub(crate) connect: Connect,
+}
+
+/// Opens the ports of several cores one after the other.
+pub(crate) fn each_core<P>(listen: impl Fn() -> io::Result<P>) -> impl Fn(usize) -> io::Result<Vec<P>> {
+    move |cores| (0..cores).map(|_| listen()).collect()
+}
+
+pub(crate) fn ceiling_over<P: Port + Send, Q: Port>(
     options: &RunOptions,
     stop: &AtomicBool,
-    listen: impl Fn() -> io::Result<P>,
-    connect: impl Fn(std::net::SocketAddr) -> io::Result<P> + Sync,
+    ports: CeilingPorts<
+        impl Fn() -> io::Result<()> + Sync,
+        impl FnOnce(usize) -> io::Result<Vec<P>>,
+        impl Fn(SocketAddr) -> io::Result<Q> + Sync,
+    >,
+    streams: &[Stream],
 ) -> anyhow::Result<Report> {
     anyhow::ensure!(
         options.target == "embedded",
@@ -91,28 +124,32 @@ fn ceiling_over<P: Port + Send>(
     let environment = Environment::look(SystemTime::now());
     let cpus = Cpus::assign(options.server_cores.into(), options.threads.into())?;
     let before_ns = core_to_core(&cpus)?;
-    let streams = draw(options)?;
     let finished = AtomicBool::new(false);
     let live = AtomicU64::new(0);
-    let servers: Vec<P> = cpus.server.iter().map(|_| listen()).collect::<io::Result<_>>()?;
+    let servers = (ports.listen)(cpus.server.len())?;
     let addrs: Vec<_> = servers.iter().map(Port::local_addr).collect();
     let (warmup, duration) = options.times();
     let reports = thread::scope(|scope| {
         // Also when a client thread panics: the scope waits for the servers.
-        let _finish = SetOnDrop(&finished);
-        for (port, &cpu) in servers.into_iter().zip(&cpus.server) {
-            let (finished, value_len) = (&finished, options.value_len);
-            scope.spawn(move || {
-                let served = pin_to_core(cpu).and_then(|()| serve(port, value_len, finished));
-                served.expect("a loopback port that was opened stays usable");
-            });
-        }
+        let finish = SetOnDrop(&finished);
+        let cores: Vec<_> = servers
+            .into_iter()
+            .zip(&cpus.server)
+            .map(|(port, &cpu)| {
+                let (finished, value_len, enter) = (&finished, options.value_len, &ports.enter);
+                scope.spawn(move || {
+                    pin_to_core(cpu)?;
+                    enter()?;
+                    serve(port, value_len, finished)
+                })
+            })
+            .collect();
         let clients: Vec<_> = streams
             .iter()
             .zip(&cpus.clients)
             .zip(addrs.iter().cycle())
             .map(|((stream, &cpu), &addr)| {
-                let (live, connect) = (&live, &connect);
+                let (live, connect) = (&live, &ports.connect);
                 scope.spawn(move || {
                     pin_to_core(cpu)?;
                     load(connect(addr)?, Peer::datagram(addr), stream, options, live, stop)
@@ -128,15 +165,16 @@ fn ceiling_over<P: Port + Send>(
             let rate = (count - last.1) as f64 / (now - last.0).as_secs_f64().max(1e-9);
             last = (now, count);
             bar.set_position(begun.elapsed().as_millis() as u64);
-            bar.set_message(format!("{}: {:.1} Mop/s", options.transport.name(), rate / 1e6));
+            bar.set_message(format!("{}: {:.1} Mop/s", ports.label, rate / 1e6));
         }
         bar.finish_and_clear();
-        clients
-            .into_iter()
-            .map(|client| client.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic)))
-            .collect::<io::Result<Vec<_>>>()
-    });
-    let reports = reports.context("a client thread lost its port")?;
+        let reports: io::Result<Vec<_>> = clients.into_iter().map(joined).collect();
+        let reports = reports.context("a client thread lost its port")?;
+        drop(finish);
+        let served = cores.into_iter().try_for_each(joined);
+        served.context("a server thread lost its port")?;
+        anyhow::Ok(reports)
+    })?;
     check_stop(stop)?;
     let after_ns = core_to_core(&cpus)?;
     Ok(Report {
@@ -145,6 +183,11 @@ fn ceiling_over<P: Port + Send>(
         core_to_core_after_ns: after_ns,
         ..summarise(Kind::Ceiling, options, &reports, environment)
     })
+}
+
+/// What a thread returned; its panic goes on here.
+fn joined<T>(thread: thread::ScopedJoinHandle<'_, T>) -> T {
+    thread.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))
 }
 
 /// Sets a flag when it goes out of scope.

@@ -17,7 +17,7 @@ use linerate_client::{ConnectError, Order, Session, SessionConfig};
 use linerate_dataplane::{FaultyPort, Port, UdpPort, pin::pin_to_core};
 use linerate_proto::wire::{STAT_COUNT, Statistic};
 use linerate_server::{
-    Datagrams, Server, ServerConfig,
+    Datagrams, Server, ServerConfig, StartError,
     stats::{process_rss_len, sum},
 };
 
@@ -46,18 +46,35 @@ pub fn run(options: &RunOptions, stop: &AtomicBool) -> anyhow::Result<Report> {
         eprintln!("linerate-bench: warning: makes the mistake `{}` on purpose", mutant.name());
         linerate_proto::mutants::activate(Some(mutant));
     }
+    let start = |config| {
+        let datagrams = (options.transport == Transport::Udp).then_some(Datagrams::Udp);
+        Server::start(&ServerConfig { datagrams, tcp: options.transport == Transport::Tcp, ..config })
+    };
+    let label = options.transport.name();
+    let streams = draw(options)?;
+    let probe = &mut || Ok(());
     match (options.transport, options.faults(0)) {
-        (Transport::Udp, None) => run_over(options, stop, |servers, config, _| {
-            Session::connect(servers, config, |addrs| UdpPort::connect(addrs, options.port(&config)))
-        }),
-        (Transport::Udp, Some(_)) => run_over(options, stop, |servers, config, number| {
-            let faults = options.faults(number).expect("there are some");
-            Session::connect(servers, config, |addrs| {
-                FaultyPort::new(UdpPort::connect(addrs, options.port(&config))?, faults)
-            })
-        }),
+        (Transport::Udp, None) => {
+            let connect = |servers: &[SocketAddr], config, _| {
+                Session::connect(servers, config, |addrs| UdpPort::connect(addrs, options.port(&config)))
+            };
+            let control = |servers: &[SocketAddr], config| connect(servers, config, 0);
+            run_over(options, stop, RunPorts { label, start, connect, control }, streams, probe)
+        }
+        (Transport::Udp, Some(_)) => {
+            let connect = |servers: &[SocketAddr], config, number| {
+                let faults = options.faults(number).expect("there are some");
+                Session::connect(servers, config, |addrs| {
+                    FaultyPort::new(UdpPort::connect(addrs, options.port(&config))?, faults)
+                })
+            };
+            let control = |servers: &[SocketAddr], config| connect(servers, config, 0);
+            run_over(options, stop, RunPorts { label, start, connect, control }, streams, probe)
+        }
         (Transport::Tcp, None) => {
-            run_over(options, stop, |servers, config, _| Session::connect_tcp(servers, config))
+            let connect = |servers: &[SocketAddr], config, _| Session::connect_tcp(servers, config);
+            let control = |servers: &[SocketAddr], config| connect(servers, config, 0);
+            run_over(options, stop, RunPorts { label, start, connect, control }, streams, probe)
         }
         (Transport::Tcp, Some(_)) => anyhow::bail!(
             "a TCP connection loses, duplicates and reorders nothing: give --loss, --dup and --reorder with --transport \
@@ -66,35 +83,54 @@ pub fn run(options: &RunOptions, stop: &AtomicBool) -> anyhow::Result<Report> {
     }
 }
 
-/// `connect` makes the session with this number: 0 for control and preload, those of the client threads from 1 on.
-fn run_over<P: Port>(
+/// The ports that a run goes through.
+pub(crate) struct RunPorts<Start, Connect, Control> {
+    /// What they are called while it runs.
+    pub(crate) label: &'static str,
+    /// Starts an embedded server: gets cores, memory and how to wait, and says where to listen.
+    pub(crate) start: Start,
+    /// The session of the client thread with this number, from 1 on.
+    pub(crate) connect: Connect,
+    /// A session to store records and to ask for statistics.
+    pub(crate) control: Control,
+}
+
+/// Measures once, with an operation stream for each client thread; `probe` is called at the beginning and at the end of
+/// what is counted.
+pub(crate) fn run_over<P: Port, Q: Port>(
     options: &RunOptions,
     stop: &AtomicBool,
-    connect: impl Fn(&[SocketAddr], SessionConfig, u64) -> Result<Session<P>, ConnectError> + Sync,
+    ports: RunPorts<
+        impl Fn(ServerConfig) -> Result<Server, StartError>,
+        impl Fn(&[SocketAddr], SessionConfig, u64) -> Result<Session<P>, ConnectError> + Sync,
+        impl Fn(&[SocketAddr], SessionConfig) -> Result<Session<Q>, ConnectError> + Sync,
+    >,
+    mut streams: Vec<Stream>,
+    probe: &mut dyn FnMut() -> anyhow::Result<()>,
 ) -> anyhow::Result<Report> {
+    let RunPorts { label, start, connect, control } = ports;
     let environment = Environment::look(SystemTime::now());
     let remote = options.servers()?;
     let embedded_cores = if remote.is_some() { 0 } else { options.server_cores.into() };
     let cpus = Cpus::assign(embedded_cores, options.threads.into())?;
     let core_to_core_before_ns = core_to_core(&cpus)?;
-    let mut streams = draw(options)?;
     check_stop(stop)?;
 
     let rss_before = process_rss_len();
-    let server = if remote.is_none() { Some(start_server(options, &cpus)?) } else { None };
+    let server = if remote.is_none() { Some(start_server(options, &cpus, start)?) } else { None };
     let servers = remote.unwrap_or_else(|| server.iter().map(Server::addr).collect());
-    let control = || connect(&servers, SessionConfig { window: 1, ..options.session() }, 0);
-    let look = || snapshot(&mut control()?);
+    let ask = || control(&servers, SessionConfig { window: 1, ..options.session() });
+    let look = || snapshot(&mut ask()?);
     let checker = if options.checks() { Some(start_check(options, &servers, &look)?) } else { None };
     let checker = checker.as_ref();
     store_records(options, stop, cpus.clients[0], checker, || {
         // Each record is stored once: whatever order the load has, none is needed here, and one would take long.
         let config = SessionConfig { operations_max: u8::MAX, order: Order::None, ..options.session() };
-        connect(&servers, config, 0)
+        control(&servers, config)
     })?;
     let rss_grown = process_rss_len().saturating_sub(rss_before);
 
-    let mut control = control()?;
+    let mut control = ask()?;
     let server_cores = control.cores().count();
     let shared = Shared {
         live: AtomicU64::new(0),
@@ -119,7 +155,7 @@ fn run_over<P: Port>(
             })
             .collect();
         shared.begin.wait();
-        let sampled = watch(options, &shared, &mut control, watch_check.as_mut());
+        let sampled = watch(options, &shared, label, &mut control, watch_check.as_mut(), probe);
         let reports: anyhow::Result<Vec<LoadReport>> = threads
             .into_iter()
             .map(|thread| thread.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic)))
@@ -201,8 +237,10 @@ fn client_thread<P: Port>(
 fn watch<P: Port>(
     options: &RunOptions,
     shared: &Shared<'_>,
+    label: &str,
     control: &mut Session<P>,
     mut check: Option<&mut Watch<'_>>,
+    probe: &mut dyn FnMut() -> anyhow::Result<()>,
 ) -> anyhow::Result<([u64; STAT_COUNT], [u64; STAT_COUNT])> {
     let (warmup, duration) = options.times();
     let begun = Instant::now();
@@ -212,6 +250,7 @@ fn watch<P: Port>(
     while begun.elapsed() < warmup + duration && !shared.stop.load(Ordering::Relaxed) {
         if before.is_none() && begun.elapsed() >= warmup {
             before = Some(statistics(control)?);
+            probe()?;
         }
         thread::sleep(PROGRESS_INTERVAL.min((warmup + duration).saturating_sub(begun.elapsed())));
         if let Some(check) = &mut check {
@@ -221,9 +260,10 @@ fn watch<P: Port>(
         let rate = (live - last.1) as f64 / (now - last.0).as_secs_f64().max(1e-9);
         last = (now, live);
         bar.set_position(begun.elapsed().as_millis() as u64);
-        bar.set_message(format!("{}: {:.1} Mop/s", options.transport.name(), rate / 1e6));
+        bar.set_message(format!("{label}: {:.1} Mop/s", rate / 1e6));
     }
     bar.finish_and_clear();
+    probe()?;
     let after = statistics(control)?;
     Ok((before.unwrap_or(after), after))
 }
@@ -256,17 +296,19 @@ fn statistics<P: Port>(control: &mut Session<P>) -> anyhow::Result<[u64; STAT_CO
     Ok(sum(answers.context("a server core did not answer the question for its statistics")?))
 }
 
-fn start_server(options: &RunOptions, cpus: &Cpus) -> anyhow::Result<Server> {
+fn start_server(
+    options: &RunOptions,
+    cpus: &Cpus,
+    start: impl Fn(ServerConfig) -> Result<Server, StartError>,
+) -> anyhow::Result<Server> {
     let config = ServerConfig {
         port: 0,
         cpus: cpus.server.clone(),
         memory_len: options.memory_len(),
         idle: options.idle,
-        datagrams: (options.transport == Transport::Udp).then_some(Datagrams::Udp),
-        tcp: options.transport == Transport::Tcp,
         ..ServerConfig::default()
     };
-    let server = Server::start(&config).context("cannot start the embedded server")?;
+    let server = start(config).context("cannot start the embedded server")?;
     if let Some(warning) = server.warning() {
         eprintln!("linerate-bench: warning: {warning}");
     }
