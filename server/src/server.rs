@@ -96,8 +96,10 @@ impl Default for ServerConfig {
 /// What carries a server's datagrams.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Datagrams {
-    /// Sockets of the kernel.
+    /// Sockets of the kernel, in trains.
     Udp,
+    /// Sockets of the kernel, each datagram for itself; to compare with.
+    UdpPlain,
     /// AF_PACKET rings of the interface that is listened at.
     Packet,
     /// AF_XDP rings of it.
@@ -170,7 +172,8 @@ impl Server {
         check(config)?;
         match config.datagrams {
             None => Self::serve::<UdpPort>(config, |_| Ok(Opened::default())),
-            Some(Datagrams::Udp) => Self::serve(config, |addrs| open_udp(addrs, config)),
+            Some(Datagrams::Udp) => Self::serve(config, |addrs| open_udp(addrs, config, true)),
+            Some(Datagrams::UdpPlain) => Self::serve(config, |addrs| open_udp(addrs, config, false)),
             Some(Datagrams::Packet) => Self::serve(config, open_packet),
             Some(Datagrams::Xdp) => Self::serve(config, open_xdp),
         }
@@ -344,11 +347,12 @@ impl<P> Default for Opened<P> {
     }
 }
 
-fn open_udp(addrs: &[SocketAddr], config: &ServerConfig) -> io::Result<Opened<UdpPort>> {
-    let udp = UdpConfig { receive_buffer_len: config.receive_buffer_len, ..UdpConfig::default() };
+fn open_udp(addrs: &[SocketAddr], config: &ServerConfig, trains: bool) -> io::Result<Opened<UdpPort>> {
+    let udp = UdpConfig { receive_buffer_len: config.receive_buffer_len, trains, ..UdpConfig::default() };
     let ports: Vec<_> = addrs.iter().map(|&addr| UdpPort::bind(addr, udp)).collect::<io::Result<_>>()?;
     let shortfall = ports.first().and_then(UdpPort::buffer_shortfall);
-    let mode = "UDP sockets, in trains".to_owned();
+    let mode =
+        if trains { "UDP sockets, in trains" } else { "UDP sockets, each datagram for itself" }.to_owned();
     Ok(Opened { ports, mode, warning: shortfall.map(|shortfall| shortfall.to_string()) })
 }
 
