@@ -13,11 +13,13 @@ use anyhow::Context;
 use clap::Parser;
 use linerate_bench::{
     ceiling::ceiling,
-    options::{Command, DemoOptions, Options, RunOptions, Transport},
-    output::{Report, table},
+    options::{Command, DemoOptions, Options, RunOptions, Transport, WireOptions},
+    output::{Environment, Report, table},
     results,
     run::{run, stop_on_signals},
+    wire::{WireReport, WireResult, wire, wire_table},
 };
+use serde::Serialize;
 
 fn main() -> ExitCode {
     match execute(Options::parse()) {
@@ -49,6 +51,7 @@ fn execute(options: Options) -> anyhow::Result<Verdict> {
         Command::Demo(demo) => show_demo(&demo, &stop),
         Command::Run(options) => show(&options, run(&options, &stop)?),
         Command::Ceiling(options) => show(&options, ceiling(&options, &stop)?),
+        Command::Wire(options) => show_wire(&options, &wire(&options, &stop)?),
     }
 }
 
@@ -77,12 +80,33 @@ fn show(options: &RunOptions, report: Report) -> anyhow::Result<Verdict> {
         Some(target) => target.write(&report)?,
         None => say(&table(&[(options.transport.name(), &report)]))?,
     }
-    if let Some(name) = &options.keep {
+    keep(options.keep.as_deref(), &report, &report.environment)?;
+    check(&report)
+}
+
+/// Shows all ports, also those that could not be measured; it is an error when none could.
+fn show_wire(options: &WireOptions, report: &WireReport) -> anyhow::Result<Verdict> {
+    match &options.json {
+        Some(target) => target.write(report)?,
+        None => say(&wire_table(report))?,
+    }
+    keep(options.keep.as_deref(), report, &report.environment)?;
+    if let [(name, WireResult::Refused { error }), rest @ ..] = &report.ports[..]
+        && rest.iter().all(|(_, result)| result.measured().is_none())
+    {
+        anyhow::bail!("no port could be measured; {name}: {error}");
+    }
+    let mut measured = report.ports.iter().filter_map(|(_, result)| result.measured());
+    measured.try_fold(Verdict::Right, |_, measured| check(&measured.report))
+}
+
+fn keep(name: Option<&str>, result: &impl Serialize, environment: &Environment) -> anyhow::Result<()> {
+    if let Some(name) = name {
         let command: Vec<String> = std::env::args().collect();
-        let kept = results::keep(Path::new("bench/results"), name, &report, &command, &report.environment)?;
+        let kept = results::keep(Path::new("bench/results"), name, result, &command, environment)?;
         eprintln!("linerate-bench: kept in {}", kept.display());
     }
-    check(&report)
+    Ok(())
 }
 
 /// Prints; that nobody reads it is an error like any other.

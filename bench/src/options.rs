@@ -12,8 +12,12 @@ use linerate_server::core_loop::Idle;
 use crate::{
     check::versions::TableShape,
     output::{Config, JsonTarget},
+    wire::{WirePort, rate::Rate},
     workload::{KeyDistribution, RECORDS_MAX, StreamLaw, Theta, ValueLen, Workload},
 };
+
+/// Seconds of load before each measurement of a comparison, which has many.
+const WIRE_WARMUP: f64 = 0.3;
 
 /// Measures linerate with the workloads of YCSB. Without a command: the demo.
 #[derive(Debug, Parser)]
@@ -33,6 +37,8 @@ pub enum Command {
     Run(RunOptions),
     /// What the packets allow: the same datagrams without a store
     Ceiling(RunOptions),
+    /// All ports on real frames, between network namespaces of their own (needs root)
+    Wire(WireOptions),
 }
 
 /// The demo can be made shorter, and nothing else.
@@ -128,6 +134,75 @@ pub struct RunOptions {
     /// Keep the result as a directory of this name under bench/results
     #[arg(long, value_name = "NAME")]
     pub keep: Option<String>,
+}
+
+/// A comparison of ports on a virtual cable: one server core, one client core.
+#[derive(Clone, Debug, Args)]
+pub struct WireOptions {
+    /// Ports to compare
+    #[arg(long, value_delimiter = ',', default_value = "udp,udp-plain,packet,xdp,tcp")]
+    pub ports: Vec<WirePort>,
+    /// Seconds to measure each port
+    #[arg(long, default_value_t = 5.0, value_parser = seconds)]
+    pub duration: f64,
+    /// Measure udp over a cable of this rate too, such as 10gbit
+    #[arg(long)]
+    pub rate: Option<Rate>,
+    /// Share of gets: a 50 %, b 95 %, c 100 %; the rest are puts
+    #[arg(long, default_value = "b")]
+    pub workload: Workload,
+    /// Law by which keys are chosen
+    #[arg(long, default_value = "zipf")]
+    pub distribution: Distribution,
+    /// Exponent of the Zipf law, 0 to 10
+    #[arg(long, default_value = "0.99")]
+    pub theta: Theta,
+    /// Records stored before
+    #[arg(long, default_value_t = 1_000_000, value_parser = clap::value_parser!(u32).range(1..=i64::from(RECORDS_MAX)))]
+    pub records: u32,
+    /// Bytes per value: a number, or a range such as 64-256
+    #[arg(long, default_value = "128")]
+    pub value_len: ValueLen,
+    /// Operations of a batch, and at most of a request, 1 to 255
+    #[arg(long, default_value_t = 110, value_parser = clap::value_parser!(u8).range(1..))]
+    pub batch: u8,
+    /// Batches in flight, 1 to 128
+    #[arg(long, default_value_t = 48, value_parser = clap::value_parser!(u16).range(1..=128))]
+    pub window: u16,
+    /// What the server does when nothing arrives: spin or epoll
+    #[arg(long, default_value = "epoll")]
+    pub idle: Idle,
+    /// Seed of all random choices
+    #[arg(long, default_value_t = 1)]
+    pub seed: u64,
+    /// Write the result as JSON to this file, - for standard output
+    #[arg(long, value_name = "FILE")]
+    pub json: Option<JsonTarget>,
+    /// Keep the result as a directory of this name under bench/results
+    #[arg(long, value_name = "NAME")]
+    pub keep: Option<String>,
+}
+
+impl WireOptions {
+    /// The run that each port is measured with.
+    #[must_use]
+    pub fn run(&self) -> RunOptions {
+        RunOptions {
+            workload: self.workload,
+            distribution: self.distribution,
+            theta: self.theta,
+            records: self.records,
+            value_len: self.value_len,
+            duration: self.duration,
+            warmup: WIRE_WARMUP.min(self.duration),
+            batch: self.batch,
+            window: self.window,
+            verify: true,
+            idle: self.idle,
+            seed: self.seed,
+            ..RunOptions::defaults()
+        }
+    }
 }
 
 /// A transport to measure.

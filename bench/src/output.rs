@@ -26,6 +26,8 @@ use crate::{
 pub struct Report {
     /// Whether a store was behind the answers.
     pub kind: Kind,
+    /// How an embedded server's port works here, for people; `None` for others and for a ceiling.
+    pub mode: Option<String>,
     /// Answered operations per second of the measured time.
     pub ops_per_sec: f64,
     /// Answered gets per second.
@@ -46,6 +48,11 @@ pub struct Report {
     pub datagrams_tx: u64,
     /// Datagrams that the clients received.
     pub datagrams_rx: u64,
+    /// Datagrams per second that the servers sent in the measured time; `None` for a ceiling.
+    pub reply_datagrams_per_sec: Option<f64>,
+    /// Datagrams that an embedded server sent from its start to its end, not only in the measured time.
+    #[serde(skip)]
+    pub server_datagrams_tx: Option<u64>,
     /// Requests sent again.
     pub retransmits: u64,
     /// Datagrams that the kernel dropped because a receive queue was full, on both sides as far as they are known.
@@ -93,7 +100,7 @@ pub enum Kind {
 pub struct Config {
     /// `embedded`, or the addresses of running servers.
     pub target: String,
-    /// `udp` or `tcp`.
+    /// `udp` or `tcp`; in a comparison the name of the port.
     pub transport: String,
     /// `a`, `b` or `c`.
     pub workload: Workload,
@@ -276,7 +283,7 @@ const fn compared(name: &'static str, unit: &'static str, decimals: usize, of: S
 }
 
 /// The lines of a table, in their order.
-const FIGURES: [Figure; 27] = [
+const FIGURES: [Figure; 28] = [
     compared("throughput", "Mop/s", 2, |report| Some(report.ops_per_sec / 1e6)),
     compared("  gets", "Mop/s", 2, |report| Some(report.gets_per_sec / 1e6)),
     compared("  puts", "Mop/s", 2, |report| Some(report.puts_per_sec / 1e6)),
@@ -290,6 +297,7 @@ const FIGURES: [Figure; 27] = [
     compared("  p99.9", "µs", 1, |report| Some(report.batch_latency_us.p999)),
     figure("datagrams sent", "", 0, |report| Some(report.datagrams_tx as f64)),
     figure("datagrams received", "", 0, |report| Some(report.datagrams_rx as f64)),
+    compared("replies sent", "M/s", 3, |report| Some(report.reply_datagrams_per_sec? / 1e6)),
     figure("retransmits", "", 0, |report| Some(report.retransmits as f64)),
     figure("receive overflows", "", 0, |report| Some(report.rx_overflow_drops as f64)),
     figure("errors", "", 0, |report| Some(report.errors as f64)),
@@ -312,8 +320,7 @@ const FIGURES: [Figure; 27] = [
 /// just two. What was not measured is a dash. Ends without a line feed.
 #[must_use]
 pub fn table(reports: &[(&str, &Report)]) -> String {
-    let mut table = Table::new();
-    table.load_style(UTF8_HORIZONTAL_ONLY.row_separator(LineStyle::none()));
+    let mut table = plain_table();
     let ratio = match reports {
         [(first, _), (second, _)] => Some(format!("{first} : {second}")),
         _ => None,
@@ -334,12 +341,19 @@ pub fn table(reports: &[(&str, &Report)]) -> String {
     table.trim_fmt()
 }
 
-fn number(text: String) -> Cell {
+/// A table without lines between its rows.
+pub(crate) fn plain_table() -> Table {
+    let mut table = Table::new();
+    table.load_style(UTF8_HORIZONTAL_ONLY.row_separator(LineStyle::none()));
+    table
+}
+
+pub(crate) fn number(text: String) -> Cell {
     Cell::new(text).set_alignment(CellAlignment::Right)
 }
 
 /// `value` with so many decimals, digits in groups of three.
-fn shown(value: Option<f64>, decimals: usize) -> String {
+pub(crate) fn shown(value: Option<f64>, decimals: usize) -> String {
     let Some(value) = value else { return "–".to_owned() };
     let plain = format!("{value:.decimals$}");
     let whole = plain.find('.').unwrap_or(plain.len());
@@ -364,6 +378,7 @@ pub(crate) mod tests {
     pub(crate) fn report() -> Report {
         Report {
             kind: Kind::Run,
+            mode: Some("UDP sockets, in trains".to_owned()),
             ops_per_sec: 41_234_567.0,
             gets_per_sec: 39_172_839.0,
             puts_per_sec: 2_061_728.0,
@@ -374,6 +389,8 @@ pub(crate) mod tests {
             batch_latency_us: LatencyUs { p50: 51.0, p99: 88.0, p999: 1_200.0, max: 4_300.0 },
             datagrams_tx: 3_000_000,
             datagrams_rx: 33_000_000,
+            reply_datagrams_per_sec: Some(4_100_000.0),
+            server_datagrams_tx: Some(35_000_000),
             retransmits: 2,
             rx_overflow_drops: 0,
             errors: 0,
@@ -441,6 +458,7 @@ pub(crate) mod tests {
             "duration_s",
             "datagrams_tx",
             "datagrams_rx",
+            "reply_datagrams_per_sec",
             "retransmits",
             "rx_overflow_drops",
             "errors",

@@ -171,20 +171,27 @@ pub(crate) fn run_over<P: Port, Q: Port>(
     };
     drop(control);
     let embedded = server.is_some();
-    if let Some(server) = server {
-        server.stop()?;
-    }
+    let mode = server.as_ref().map(|server| server.mode().to_owned());
+    let server_datagrams_tx = match server {
+        Some(server) => Some(server.stop()?[Statistic::TxDatagrams as usize]),
+        None => None,
+    };
     let core_to_core_after_ns = core_to_core(&cpus)?;
 
     let grown = |statistic: Statistic| after[statistic as usize].saturating_sub(before[statistic as usize]);
     // Uptime is the process's, CPU time the sum over its cores.
     let server_cpu_pct = grown(Statistic::CpuNs) as f64 / grown(Statistic::UptimeNs).max(1) as f64 * 100.0;
+    let reply_datagrams_per_sec =
+        grown(Statistic::TxDatagrams) as f64 / grown(Statistic::UptimeNs).max(1) as f64 * 1e9;
     let server_rss_bytes = if embedded { rss_grown } else { after[Statistic::RssBytes as usize] };
     let report = Report {
         check,
         core_to_core_ns: worse(core_to_core_before_ns, core_to_core_after_ns),
         core_to_core_before_ns,
         core_to_core_after_ns,
+        mode,
+        reply_datagrams_per_sec: Some(reply_datagrams_per_sec),
+        server_datagrams_tx,
         server_cpu_pct: Some(server_cpu_pct),
         server_rss_bytes: Some(server_rss_bytes),
         config: options.config(server_cores),
@@ -252,7 +259,8 @@ fn watch<P: Port>(
             before = Some(statistics(control)?);
             probe()?;
         }
-        thread::sleep(PROGRESS_INTERVAL.min((warmup + duration).saturating_sub(begun.elapsed())));
+        let until = if before.is_none() { warmup } else { warmup + duration };
+        thread::sleep(PROGRESS_INTERVAL.min(until.saturating_sub(begun.elapsed())));
         if let Some(check) = &mut check {
             check.turn(Instant::now());
         }
@@ -385,6 +393,7 @@ pub(crate) fn summarise(
     let cpu: f64 = reports.iter().map(|report| report.cpu.as_secs_f64()).sum();
     Report {
         kind,
+        mode: None,
         ops_per_sec: (gets + puts) as f64 / elapsed,
         gets_per_sec: gets as f64 / elapsed,
         puts_per_sec: puts as f64 / elapsed,
@@ -395,6 +404,8 @@ pub(crate) fn summarise(
         batch_latency_us: total.batch_latency.summary(),
         datagrams_tx: sum(|report| report.counters.port.tx_datagrams),
         datagrams_rx: sum(|report| report.counters.port.rx_datagrams),
+        reply_datagrams_per_sec: None,
+        server_datagrams_tx: None,
         retransmits: sum(|report| report.counters.flows.retransmits),
         rx_overflow_drops: sum(|report| report.counters.port.rx_overflow_drops),
         errors: sum(|report| report.errors),
