@@ -15,7 +15,8 @@ use std::{
 
 use anyhow::Context;
 use linerate_dataplane::{
-    Peer, Port, PortCounters, TcpPort, UdpPort, pin::pin_to_core, tcp::TcpConfig, udp::UdpConfig,
+    PacketPort, Peer, Port, PortCounters, TcpPort, UdpPort, packet::PacketConfig, pin::pin_to_core,
+    tcp::TcpConfig, transport::Transport, udp::UdpConfig,
 };
 use linerate_proto::{
     key::HEAD_LEN,
@@ -29,7 +30,7 @@ use zerocopy::{FromBytes, IntoBytes};
 
 use crate::{
     load::LoadReport,
-    options::{Cpus, RunOptions, Transport},
+    options::{Cpus, RunOptions},
     output::{Environment, Kind, Report},
     run::{check_stop, core_to_core, draw, progress_bar, summarise, worse},
     value::touch,
@@ -55,10 +56,11 @@ const CHUNKS_PER_REQUEST: usize = 255usize.div_ceil(44) + 1;
 /// A sentence that names what went wrong.
 pub fn ceiling(options: &RunOptions, stop: &AtomicBool) -> anyhow::Result<Report> {
     let local = "127.0.0.1:0".parse().expect("an address");
-    let label = options.transport.name();
+    let (options, transport, _) = &options.settled()?;
+    let label = transport.name();
     let streams = draw(options)?;
     let enter = || Ok(());
-    match options.transport {
+    match transport {
         Transport::Udp => {
             let listen = || UdpPort::bind(local, UdpConfig::default());
             let connect = |addr| UdpPort::connect(&[addr], UdpConfig::default());
@@ -69,6 +71,19 @@ pub fn ceiling(options: &RunOptions, stop: &AtomicBool) -> anyhow::Result<Report
                 &streams,
             )
         }
+        Transport::Packet => {
+            let listen = || PacketPort::bind(local, PacketConfig::default());
+            let connect = |addr| PacketPort::connect(&[addr], PacketConfig::default());
+            ceiling_over(
+                options,
+                stop,
+                CeilingPorts { label, enter, listen: each_core(listen), connect },
+                &streams,
+            )
+        }
+        Transport::Xdp => anyhow::bail!(
+            "the queues of an interface serve one end only: `linerate-bench wire` measures the ceiling of xdp between two"
+        ),
         Transport::Tcp => {
             let listen = || TcpPort::listen(local, TcpConfig::default());
             let connect = |addr| TcpPort::connect(&[addr], TcpConfig::default());

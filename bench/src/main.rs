@@ -13,12 +13,13 @@ use anyhow::Context;
 use clap::Parser;
 use linerate_bench::{
     ceiling::ceiling,
-    options::{Command, DemoOptions, Options, RunOptions, Transport, WireOptions},
+    options::{Command, DemoOptions, Options, RunOptions, WireOptions},
     output::{Environment, Report, table},
     results,
     run::{run, stop_on_signals},
     wire::{WireReport, WireResult, wire, wire_table},
 };
+use linerate_dataplane::transport::{Transport, Wanted};
 use serde::Serialize;
 
 fn main() -> ExitCode {
@@ -58,7 +59,7 @@ fn execute(options: Options) -> anyhow::Result<Verdict> {
 /// UDP and TCP one after the other, with the same operations.
 fn show_demo(demo: &DemoOptions, stop: &AtomicBool) -> anyhow::Result<Verdict> {
     let options = |transport| RunOptions {
-        transport,
+        transport: Wanted::Is(transport),
         records: demo.records,
         duration: demo.duration,
         verify: true,
@@ -78,7 +79,7 @@ fn show_demo(demo: &DemoOptions, stop: &AtomicBool) -> anyhow::Result<Verdict> {
 fn show(options: &RunOptions, report: Report) -> anyhow::Result<Verdict> {
     match &options.json {
         Some(target) => target.write(&report)?,
-        None => say(&table(&[(options.transport.name(), &report)]))?,
+        None => say(&table(&[(&report.config.transport, &report)]))?,
     }
     keep(options.keep.as_deref(), &report, &report.environment)?;
     check(&report)

@@ -1,11 +1,19 @@
 //! What is typed on the command line, and what follows from it on this machine.
 
-use std::{net::SocketAddr, net::ToSocketAddrs, path::PathBuf, time::Duration};
+use std::{
+    net::{Ipv4Addr, SocketAddr, ToSocketAddrs},
+    path::PathBuf,
+    time::Duration,
+};
 
 use anyhow::Context;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use linerate_client::{Order, SessionConfig};
-use linerate_dataplane::{FaultyConfig, UdpConfig, pin::allowed_cores};
+use linerate_dataplane::{
+    FaultyConfig, UdpConfig,
+    pin::allowed_cores,
+    transport::{self, Transport, Wanted},
+};
 use linerate_proto::{Key, hash::key_hash};
 use linerate_server::core_loop::Idle;
 
@@ -58,9 +66,9 @@ pub struct RunOptions {
     /// `embedded` starts a server for the run; otherwise the first address of each running server, as host:port,…
     #[arg(long, default_value = "embedded")]
     pub target: String,
-    /// What to speak
+    /// What to speak: udp, tcp, packet (AF_PACKET rings), xdp (AF_XDP rings) or auto (the best of udp, packet and xdp)
     #[arg(long, default_value = "udp")]
-    pub transport: Transport,
+    pub transport: Wanted,
     /// Share of gets: a 50 %, b 95 %, c 100 %; the rest are puts
     #[arg(long, default_value = "b")]
     pub workload: Workload,
@@ -106,7 +114,7 @@ pub struct RunOptions {
     /// As --check, together with all processes of this machine that name the same file, such as /dev/shm/linerate
     #[arg(long, value_name = "PATH")]
     pub check_shared: Option<PathBuf>,
-    /// Share of the datagrams to lose in each direction, 0 to 0.5 (udp)
+    /// Share of the datagrams to lose in each direction, 0 to 0.5 (not tcp)
     #[arg(long, default_value_t = 0.0, value_name = "SHARE", value_parser = fault_share)]
     pub loss: f64,
     /// Share of the datagrams to deliver twice
@@ -205,26 +213,6 @@ impl WireOptions {
     }
 }
 
-/// A transport to measure.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
-pub enum Transport {
-    /// Trains of datagrams.
-    Udp,
-    /// The same datagrams over a connection.
-    Tcp,
-}
-
-impl Transport {
-    /// The name on the command line and in results.
-    #[must_use]
-    pub const fn name(self) -> &'static str {
-        match self {
-            Self::Udp => "udp",
-            Self::Tcp => "tcp",
-        }
-    }
-}
-
 /// A law for keys.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub enum Distribution {
@@ -261,6 +249,24 @@ impl RunOptions {
             addrs.next().with_context(|| format!("`{name}` has no address"))
         };
         self.target.split(',').map(resolve).collect::<anyhow::Result<_>>().map(Some)
+    }
+
+    /// The same options with a transport chosen, and the reason if it was chosen here.
+    ///
+    /// # Errors
+    /// What is wrong with the target.
+    pub fn settled(&self) -> anyhow::Result<(Self, Transport, Option<String>)> {
+        let (transport, why) = match self.transport {
+            Wanted::Is(transport) => (transport, None),
+            Wanted::Auto => {
+                let server = self.servers()?.and_then(|servers| servers.first().map(SocketAddr::ip));
+                let local =
+                    server.map_or_else(|| Ok(Ipv4Addr::LOCALHOST.into()), transport::local_towards)?;
+                let (transport, why) = transport::best(local);
+                (transport, Some(why))
+            }
+        };
+        Ok((Self { transport: Wanted::Is(transport), ..self.clone() }, transport, why))
     }
 
     /// The law of the operations.

@@ -4,7 +4,7 @@ use std::{
     io,
     net::SocketAddr,
     sync::{
-        Arc, Barrier,
+        Arc, Barrier, Mutex, PoisonError,
         atomic::{AtomicBool, AtomicU64, Ordering},
     },
     thread,
@@ -14,7 +14,13 @@ use std::{
 use anyhow::Context;
 use indicatif::{ProgressBar, ProgressStyle};
 use linerate_client::{ConnectError, Order, Session, SessionConfig};
-use linerate_dataplane::{FaultyPort, Port, UdpPort, pin::pin_to_core};
+use linerate_dataplane::{
+    FaultyPort, PacketPort, Port, UdpConfig, UdpPort,
+    packet::PacketConfig,
+    pin::pin_to_core,
+    transport::Transport,
+    xdp::{self, XdpConfig},
+};
 use linerate_proto::wire::{STAT_COUNT, Statistic};
 use linerate_server::{
     Datagrams, Server, ServerConfig, StartError,
@@ -28,7 +34,7 @@ use crate::{
     },
     core_to_core::core_to_core_ns,
     load::{LoadPlan, LoadReport, preload, run_load},
-    options::{Cpus, RunOptions, Transport},
+    options::{Cpus, RunOptions},
     output::{Environment, Kind, Report},
     workload::{STREAM_LEN, STREAMS_MAX, Stream, draw_streams},
 };
@@ -46,41 +52,77 @@ pub fn run(options: &RunOptions, stop: &AtomicBool) -> anyhow::Result<Report> {
         eprintln!("linerate-bench: warning: makes the mistake `{}` on purpose", mutant.name());
         linerate_proto::mutants::activate(Some(mutant));
     }
-    let start = |config| {
-        let datagrams = (options.transport == Transport::Udp).then_some(Datagrams::Udp);
-        Server::start(&ServerConfig { datagrams, tcp: options.transport == Transport::Tcp, ..config })
-    };
+    let (options, transport, why) = &options.settled()?;
+    if let Some(why) = why {
+        eprintln!("linerate-bench: chose {transport}: {why}");
+    }
+    let udp = |addrs: &[SocketAddr]| UdpPort::connect(addrs, options.port(&options.session()));
+    match transport {
+        Transport::Udp => run_datagrams(options, stop, Datagrams::Udp, udp, udp),
+        Transport::Packet => {
+            let open = |addrs: &[SocketAddr]| PacketPort::connect(addrs, PacketConfig::default());
+            run_datagrams(options, stop, Datagrams::Packet, open, plain_udp)
+        }
+        Transport::Xdp => {
+            anyhow::ensure!(
+                options.target != "embedded",
+                "the queues of an interface serve one end only: give the --target of a server on another host, or use \
+                 `linerate-bench wire`"
+            );
+            // All threads share the queues of the interface, which can be opened only once.
+            let opened = Mutex::new(None);
+            let open = |addrs: &[SocketAddr]| {
+                let mut opened = opened.lock().unwrap_or_else(PoisonError::into_inner);
+                if opened.is_none() {
+                    *opened = Some(xdp::connect(addrs, options.threads.into(), XdpConfig::default())?);
+                }
+                Ok(opened.as_mut().and_then(Vec::pop).expect("a port for each thread"))
+            };
+            run_datagrams(options, stop, Datagrams::Xdp, open, plain_udp)
+        }
+        Transport::Tcp => {
+            anyhow::ensure!(
+                options.faults(0).is_none(),
+                "a TCP connection loses, duplicates and reorders nothing: give --loss, --dup and --reorder with another \
+                 --transport"
+            );
+            let start = |config| Server::start(&ServerConfig { datagrams: None, tcp: true, ..config });
+            let connect = |servers: &[SocketAddr], config, _| Session::connect_tcp(servers, config);
+            let control = |servers: &[SocketAddr], config| Session::connect_tcp(servers, config);
+            let ports = RunPorts { label: transport.name(), start, connect, control };
+            run_over(options, stop, ports, draw(options)?, &mut || Ok(()))
+        }
+    }
+}
+
+/// Measures over ports that `open` opens for the load and `open_control` for what goes on beside it, behind a bad network if
+/// there is to be one.
+fn run_datagrams<P: Port, Q: Port>(
+    options: &RunOptions,
+    stop: &AtomicBool,
+    datagrams: Datagrams,
+    open: impl Fn(&[SocketAddr]) -> io::Result<P> + Sync,
+    open_control: impl Fn(&[SocketAddr]) -> io::Result<Q> + Sync,
+) -> anyhow::Result<Report> {
     let label = options.transport.name();
+    let start = |config| Server::start(&ServerConfig { datagrams: Some(datagrams), tcp: false, ..config });
+    let control = |servers: &[SocketAddr], config| Session::connect(servers, config, &open_control);
     let streams = draw(options)?;
     let probe = &mut || Ok(());
-    match (options.transport, options.faults(0)) {
-        (Transport::Udp, None) => {
-            let connect = |servers: &[SocketAddr], config, _| {
-                Session::connect(servers, config, |addrs| UdpPort::connect(addrs, options.port(&config)))
-            };
-            let control = |servers: &[SocketAddr], config| connect(servers, config, 0);
-            run_over(options, stop, RunPorts { label, start, connect, control }, streams, probe)
-        }
-        (Transport::Udp, Some(_)) => {
-            let connect = |servers: &[SocketAddr], config, number| {
-                let faults = options.faults(number).expect("there are some");
-                Session::connect(servers, config, |addrs| {
-                    FaultyPort::new(UdpPort::connect(addrs, options.port(&config))?, faults)
-                })
-            };
-            let control = |servers: &[SocketAddr], config| connect(servers, config, 0);
-            run_over(options, stop, RunPorts { label, start, connect, control }, streams, probe)
-        }
-        (Transport::Tcp, None) => {
-            let connect = |servers: &[SocketAddr], config, _| Session::connect_tcp(servers, config);
-            let control = |servers: &[SocketAddr], config| connect(servers, config, 0);
-            run_over(options, stop, RunPorts { label, start, connect, control }, streams, probe)
-        }
-        (Transport::Tcp, Some(_)) => anyhow::bail!(
-            "a TCP connection loses, duplicates and reorders nothing: give --loss, --dup and --reorder with --transport \
-             udp only"
-        ),
+    if options.faults(0).is_none() {
+        let connect = |servers: &[SocketAddr], config, _| Session::connect(servers, config, &open);
+        return run_over(options, stop, RunPorts { label, start, connect, control }, streams, probe);
     }
+    let connect = |servers: &[SocketAddr], config, number| {
+        let faults = options.faults(number).expect("there are some");
+        Session::connect(servers, config, |addrs| FaultyPort::new(open(addrs)?, faults))
+    };
+    run_over(options, stop, RunPorts { label, start, connect, control }, streams, probe)
+}
+
+/// A socket beside rings. Nothing cuts its trains before they reach the rings of another process on this machine.
+pub(crate) fn plain_udp(addrs: &[SocketAddr]) -> io::Result<UdpPort> {
+    UdpPort::connect(addrs, UdpConfig { trains: false, ..UdpConfig::default() })
 }
 
 /// The ports that a run goes through.

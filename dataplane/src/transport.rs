@@ -51,13 +51,24 @@ pub enum Wanted {
     Auto,
 }
 
+impl Wanted {
+    /// Its name on command lines.
+    #[must_use]
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Is(transport) => transport.name(),
+            Self::Auto => "auto",
+        }
+    }
+}
+
 impl FromStr for Wanted {
     type Err = String;
 
     fn from_str(text: &str) -> Result<Self, String> {
         match Transport::ALL.into_iter().find(|transport| transport.name() == text) {
             Some(transport) => Ok(Self::Is(transport)),
-            None if text == "auto" => Ok(Self::Auto),
+            None if text == Self::Auto.name() => Ok(Self::Auto),
             None => Err(format!("`{text}` is no transport: give udp, packet, xdp, tcp or auto")),
         }
     }
