@@ -28,9 +28,11 @@ use clap::ValueEnum;
 use comfy_table::Cell;
 use linerate_client::{Session, SessionConfig};
 use linerate_dataplane::{
-    TcpPort, UdpConfig, UdpPort,
+    PacketPort, Port, TcpPort, UdpConfig, UdpPort, XdpPort,
     netns::{End, Namespace, Offloads, Pair, PairConfig},
+    packet::PacketConfig,
     tcp::TcpConfig,
+    xdp::{self, XdpConfig},
 };
 use linerate_server::{Datagrams, Server, ServerConfig, StartError};
 use serde::{Serialize, Serializer};
@@ -173,12 +175,10 @@ pub struct Measured {
 /// ports alike.
 pub fn wire(options: &WireOptions, stop: &AtomicBool) -> anyhow::Result<WireReport> {
     let environment = Environment::look(SystemTime::now());
+    // What is missing should show before, not after minutes.
     let cable = Cable::new()?;
-    if let Some(rate) = options.rate {
-        // What is missing should show before, not after minutes.
-        cable.shape(rate)?;
-        cable.unshape()?;
-    }
+    options.rate.map_or(Ok(()), |rate| cable.shape(rate))?;
+    drop(cable);
     let cpus = Cpus::assign(1, 1)?;
     let streams = draw(&options.run())?;
     let rounds = if options.duration >= f64::from(ROUNDS) * ROUND_MIN { ROUNDS } else { 1 };
@@ -187,14 +187,15 @@ pub fn wire(options: &WireOptions, stop: &AtomicBool) -> anyhow::Result<WireRepo
     let mut all: Vec<_> = ports.into_iter().map(|port| (port, Rounds::default())).collect();
     for _ in 0..rounds {
         for (port, results) in &mut all {
-            let bench = Bench { cable: &cable, cpus: &cpus, port: *port, stop };
+            // A new cable each time: the kernel gives some things back only after a while, as the queues of AF_XDP.
+            let bench = || Ok::<_, io::Error>(Bench { cable: Cable::new()?, cpus: &cpus, port: *port, stop });
             // A port that was refused once is not asked again.
-            results.plain.add(|| bench.run(&round, streams.clone(), LINE_RATE), stop)?;
+            results.plain.add(|| bench()?.run(&round, streams.clone(), LINE_RATE), stop)?;
             if !results.plain.is_refused() {
-                results.ceiling.add(|| bench.ceiling(&round, &streams), stop)?;
+                results.ceiling.add(|| bench()?.ceiling(&round, &streams), stop)?;
             }
             if let (WirePort::Udp, Some(rate), false) = (*port, options.rate, results.plain.is_refused()) {
-                results.shaped.add(|| bench.run_shaped(&round, streams.clone(), rate), stop)?;
+                results.shaped.add(|| bench()?.run_shaped(&round, streams.clone(), rate), stop)?;
             }
         }
     }
@@ -228,13 +229,8 @@ impl Cable {
         let rate = format!("{}bit", rate.without_gaps(MTU).bits_per_sec());
         let (burst, limit) = (BUCKET_LEN.to_string(), BUCKET_QUEUE_LEN.to_string());
         let bucket = ["tbf", "rate", &rate, "burst", &burst, "limit", &limit];
-        let place = ["qdisc", "replace", "dev", &self.server.interface, "root"];
+        let place = ["qdisc", "add", "dev", &self.server.interface, "root"];
         self.server.namespace.command("tc", &[&place[..], &bucket].concat()).map(drop)
-    }
-
-    fn unshape(&self) -> io::Result<()> {
-        let arguments = ["qdisc", "delete", "dev", &self.server.interface, "root"];
-        self.server.namespace.command("tc", &arguments).map(drop)
     }
 
     fn counters(&self) -> io::Result<[InterfaceCounters; 2]> {
@@ -252,10 +248,9 @@ struct Sample {
     cpus: Vec<CpuTime>,
 }
 
-/// One port on the cable.
-#[derive(Clone, Copy)]
+/// One port on a cable of its own.
 struct Bench<'a> {
-    cable: &'a Cable,
+    cable: Cable,
     cpus: &'a Cpus,
     port: WirePort,
     stop: &'a AtomicBool,
@@ -307,9 +302,7 @@ impl Bench<'_> {
     /// The same over a cable of a certain rate.
     fn run_shaped(&self, options: &RunOptions, streams: Vec<Stream>, rate: Rate) -> anyhow::Result<Measured> {
         self.cable.shape(rate)?;
-        let measured = self.run(options, streams, rate);
-        self.cable.unshape()?;
-        let mut measured = measured?;
+        let mut measured = self.run(options, streams, rate)?;
         if let Some(mode) = &mut measured.report.mode {
             *mode += &format!(", behind a token bucket of {rate}");
         }
@@ -352,7 +345,10 @@ impl Bench<'_> {
                 let control = |servers: &[SocketAddr], config| connect(servers, config, 0);
                 run_over(options, self.stop, RunPorts { label, start, connect, control }, streams, probe)
             }
-            WirePort::Packet | WirePort::Xdp => Err(self.absent()),
+            WirePort::Packet => self.run_rings(options, streams, probe, |servers| {
+                PacketPort::connect(servers, PacketConfig::default())
+            }),
+            WirePort::Xdp => self.run_rings(options, streams, probe, connect_xdp),
         };
         let mut report = report?;
         report.config.transport = self.port.name().to_owned();
@@ -360,6 +356,25 @@ impl Bench<'_> {
             report.mode = Some("one TCP connection".to_owned());
         }
         Ok(report)
+    }
+
+    /// Rings of an interface serve one port: records are stored, and statistics asked for, through a plain socket.
+    fn run_rings<P: Port>(
+        &self,
+        options: &RunOptions,
+        streams: Vec<Stream>,
+        probe: &mut dyn FnMut() -> anyhow::Result<()>,
+        open: impl Fn(&[SocketAddr]) -> io::Result<P> + Sync,
+    ) -> anyhow::Result<Report> {
+        let ports = RunPorts {
+            label: self.port.name(),
+            start: |config| self.start(config),
+            connect: |servers: &[SocketAddr], config, _| Session::connect(servers, config, &open),
+            control: |servers: &[SocketAddr], config| {
+                Session::connect_udp(servers, SessionConfig { trains: false, ..config })
+            },
+        };
+        run_over(options, self.stop, ports, streams, probe)
     }
 
     /// Starts the server at the other end of the cable.
@@ -393,7 +408,17 @@ impl Bench<'_> {
                 let connect = |addr| TcpPort::connect(&[addr], TcpConfig::default());
                 ceiling_over(options, self.stop, CeilingPorts { label, enter, listen, connect }, streams)
             }
-            WirePort::Packet | WirePort::Xdp => Err(self.absent()),
+            WirePort::Packet => {
+                let config = PacketConfig::default();
+                let listen = each_core(|| server.run(|| PacketPort::bind(at, config)));
+                let connect = |addr| PacketPort::connect(&[addr], config);
+                ceiling_over(options, self.stop, CeilingPorts { label, enter, listen, connect }, streams)
+            }
+            WirePort::Xdp => {
+                let listen = |cores| server.run(|| xdp::open(&vec![at; cores], XdpConfig::default()));
+                let connect = |addr| connect_xdp(&[addr]);
+                ceiling_over(options, self.stop, CeilingPorts { label, enter, listen, connect }, streams)
+            }
         }
     }
 
@@ -401,13 +426,17 @@ impl Bench<'_> {
         match self.port {
             WirePort::Udp => Some(Datagrams::Udp),
             WirePort::UdpPlain => Some(Datagrams::UdpPlain),
-            WirePort::Packet | WirePort::Xdp | WirePort::Tcp => None,
+            WirePort::Packet => Some(Datagrams::Packet),
+            WirePort::Xdp => Some(Datagrams::Xdp),
+            WirePort::Tcp => None,
         }
     }
+}
 
-    fn absent(&self) -> anyhow::Error {
-        anyhow::anyhow!("the {} port is not part of this build", self.port.name())
-    }
+/// The port of the only client thread.
+fn connect_xdp(servers: &[SocketAddr]) -> io::Result<XdpPort> {
+    let mut ports = xdp::connect(servers, 1, XdpConfig::default())?;
+    Ok(ports.pop().expect("as many ports as asked for"))
 }
 
 /// Whether what crossed the cable were frames of its MTU and, where it is known how many datagrams they carried, one for

@@ -30,15 +30,19 @@ fn bench(arguments: &str) -> Output {
     Command::new(BENCH).args(arguments.split_whitespace()).output().unwrap()
 }
 
-/// Says why a test does not run, and fails where it has to.
-fn is_available() -> bool {
-    let Err(reason) = Namespace::available() else { return true };
+/// Says what does not run and why, and fails where everything has to run.
+fn not_run(reason: &str) {
     assert!(
         std::env::var_os("LINERATE_RINGS").is_none_or(|value| value != "required"),
         "LINERATE_RINGS=required, but {reason}"
     );
     let _ = writeln!(std::io::stderr(), "not run: {reason}");
-    false
+}
+
+fn is_available() -> bool {
+    let available = Namespace::available();
+    available.as_ref().err().into_iter().for_each(|reason| not_run(reason));
+    available.is_ok()
 }
 
 /// The output of a comparison; once more when somebody else has kept all CPUs busy.
@@ -94,6 +98,7 @@ fn the_json_keeps_its_contract() {
             assert!(["packet", "xdp"].contains(&name), "{name}: {error}");
             assert_eq!(port.as_object().unwrap().len(), 1);
             assert!(!error.contains('\n') && !error.is_empty());
+            not_run(&format!("{name}: {error}"));
             continue;
         }
         check_measured(name, port);
