@@ -13,6 +13,8 @@ mod filter;
 #[allow(unsafe_code)]
 mod ring;
 mod stack;
+#[cfg(test)]
+mod tests;
 mod walk;
 
 use std::{

@@ -55,8 +55,10 @@ const CHECKSUM_OFFSET: u16 = 6;
 /// Bytes that ring memory is allocated by. Blocks are contiguous in physical memory, so large ones are hard to get.
 const BLOCK_LEN: usize = 64 << 10;
 
-/// A length that the kernel refuses, so that with `PACKET_LOSS` it frees the frame and goes on to the next.
-const LEN_REFUSED: u32 = i32::MAX as u32;
+/// A length that the kernel refuses, so that with `PACKET_LOSS` it frees the frame and goes on to the next. It reads it as
+/// -1, which it refuses without a word; one that is too long it also writes to its log (`tpacket_parse_header`,
+/// net/packet/af_packet.c).
+const LEN_REFUSED: u32 = u32::MAX;
 
 /// What the socket may have queued in devices, in bytes as the kernel charges them.
 const SEND_BUFFER_LEN: usize = 64 << 20;
@@ -460,4 +462,12 @@ fn bind(socket: &Socket, interface_index: u32, protocol: u16) -> io::Result<()> 
         )
     };
     if answer < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
+}
+
+/// A socket that sends whole frames on an interface, as they are.
+#[cfg(test)]
+pub(super) fn raw_sender(interface_index: u32) -> io::Result<Socket> {
+    let socket = packet_socket()?;
+    bind(&socket, interface_index, 0)?;
+    Ok(socket)
 }

@@ -70,6 +70,14 @@ impl KeptFromStack {
     }
 }
 
+#[cfg(test)]
+impl KeptFromStack {
+    /// Which program that is.
+    pub(super) fn program_id(&self) -> usize {
+        Arc::as_ptr(&self.program).addr()
+    }
+}
+
 impl Drop for KeptFromStack {
     fn drop(&mut self) {
         self.program.classifier.set_port(self.port, false);
