@@ -6,10 +6,12 @@
 //! one core each side and 140 bytes asked for 1,460, that made 780,000 replies a second; one frame per datagram made
 //! 377,000 and a UDP socket without trains 312,000.
 //!
-//! Each port has a socket filter for its own UDP port, and not a place in a fanout group (`PACKET_FANOUT`): see the notes
-//! at [`filter`](self) in the source.
+//! On the loopback packet ports reach each other, and kernel sockets reach them; the kernel's own stack takes frames for
+//! 127.0.0.0/8 only from its own sockets, so that the other way needs `sysctl net.ipv4.conf.lo.route_localnet=1` and
+//! `net.ipv4.conf.lo.accept_local=1`.
 
 mod filter;
+mod group;
 #[allow(unsafe_code)]
 mod ring;
 mod stack;
@@ -26,7 +28,7 @@ use std::{
 
 use self::{
     ring::{RxRing, Sending, Sent, TxRing},
-    stack::KeptFromStack,
+    stack::{KeptFromStack, Place},
 };
 use crate::{
     destination::{HeaderCache, destination},
@@ -227,7 +229,8 @@ impl PacketPort {
         let port = reservation.addr().port();
         let failed = |what, error| interface.named(what, &error);
         let rx_frame_len = rx_frame_len(&interface);
-        let rx = RxRing::open(interface.index, &filter::for_port(port), rx_frame_len, config.rx_frames)
+        let place = Place::of(&interface)?;
+        let rx = RxRing::open(place, interface.index, port, rx_frame_len, config.rx_frames)
             .map_err(|error| failed("no receive ring", error))?;
         let sending = if config.trains { sending(&interface) } else { Sending::Datagrams };
         let (frame_len, frames) = match sending {
@@ -238,7 +241,7 @@ impl PacketPort {
             .map_err(|error| failed("no send ring", error))?;
         let (memory, layout) = tx.frames();
         let kept_from_stack = if config.keep_from_stack {
-            KeptFromStack::new(&interface, port).map_err(|error| why_not_kept(&error))
+            KeptFromStack::new(place, &interface, port).map_err(|error| why_not_kept(&error))
         } else {
             Err("not asked to keep it".to_owned())
         };

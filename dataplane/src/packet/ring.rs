@@ -25,9 +25,9 @@ use libc::{
     TP_STATUS_AVAILABLE, TP_STATUS_COPY, TP_STATUS_CSUM_VALID, TP_STATUS_CSUMNOTREADY, TP_STATUS_KERNEL,
     TP_STATUS_SEND_REQUEST, TP_STATUS_SENDING, TP_STATUS_USER, TP_STATUS_VLAN_VALID, tpacket2_hdr,
 };
-use socket2::{Domain, SockFilter, Socket, Type};
+use socket2::{Domain, Socket, Type};
 
-use super::walk::Walk;
+use super::{filter, group::Membership, stack::Place, walk::Walk};
 use crate::{
     frame::{Checksums, HEADERS_LEN},
     frame_memory::{FrameMemory, LentMemory},
@@ -81,21 +81,24 @@ pub(crate) struct ArrivedFrame {
 #[derive(Debug)]
 pub(crate) struct RxRing {
     socket: Socket,
-    memory: FrameMemory,
+    memory: Arc<FrameMemory>,
     frame_len: usize,
     /// The frames that the port has been given and holds.
     walk: Walk,
+    /// Behind the socket and its memory, which are dropped before it in this order.
+    _membership: Membership,
 }
 
 impl RxRing {
-    /// A ring of `count` frames of `frame_len` bytes that takes what passes `filter` on an interface, but not what this
-    /// machine sends.
+    /// A ring of `count` frames of `frame_len` bytes that takes what is sent to a UDP port at an interface, but not what
+    /// this machine sends.
     ///
     /// # Errors
     /// `PermissionDenied` without CAP_NET_RAW; what socket(2), setsockopt(2), mmap(2) and bind(2) say.
     pub(crate) fn open(
+        place: Place,
         interface_index: u32,
-        filter: &[SockFilter],
+        port: u16,
         frame_len: usize,
         count: u32,
     ) -> io::Result<Self> {
@@ -103,10 +106,11 @@ impl RxRing {
         let socket = packet_socket()?;
         set_option(&socket, libc::PACKET_VERSION, &(libc::tpacket_versions::TPACKET_V2 as libc::c_int))?;
         set_option(&socket, libc::PACKET_IGNORE_OUTGOING, &1)?;
-        socket.attach_filter(filter)?;
-        let memory = map_ring(&socket, libc::PACKET_RX_RING, frame_len, count)?;
+        socket.attach_filter(&filter::for_port(port))?;
+        let memory = Arc::new(map_ring(&socket, libc::PACKET_RX_RING, frame_len, count)?);
         bind(&socket, interface_index, libc::ETH_P_ALL as u16)?;
-        Ok(Self { socket, memory, frame_len, walk: Walk::new(count) })
+        let membership = Membership::join(place, port, &socket, Arc::clone(&memory))?;
+        Ok(Self { socket, memory, frame_len, walk: Walk::new(count), _membership: membership })
     }
 
     /// Frames in the ring.
@@ -175,24 +179,21 @@ impl RxRing {
     /// What getsockopt(2) says.
     pub(crate) fn take_drops(&mut self) -> io::Result<u64> {
         let mut statistics = libc::tpacket_stats { tp_packets: 0, tp_drops: 0 };
-        let mut len = size_of::<libc::tpacket_stats>() as libc::socklen_t;
-        // SAFETY: `statistics` is a `struct tpacket_stats`, which is what PACKET_STATISTICS fills for V2 (packet(7)), and
-        // `len` says how long it is; both outlive the call.
-        let answer = unsafe {
-            libc::getsockopt(
-                self.socket.as_raw_fd(),
-                libc::SOL_PACKET,
-                libc::PACKET_STATISTICS,
-                (&raw mut statistics).cast(),
-                &raw mut len,
-            )
-        };
-        if answer < 0 { Err(io::Error::last_os_error()) } else { Ok(statistics.tp_drops.into()) }
+        read_option(&self.socket, libc::PACKET_STATISTICS, &mut statistics)?;
+        Ok(statistics.tp_drops.into())
     }
 
     /// Becomes readable when there is a frame.
     pub(crate) fn as_fd(&self) -> BorrowedFd<'_> {
         self.socket.as_fd()
+    }
+}
+
+#[cfg(test)]
+impl RxRing {
+    /// The fanout group that it is in; 0 for none.
+    pub(super) fn group(&self) -> u16 {
+        group(&self.socket).unwrap()
     }
 }
 
@@ -427,9 +428,19 @@ fn map_ring(socket: &Socket, ring: libc::c_int, frame_len: usize, count: u32) ->
     FrameMemory::of_socket(socket.as_fd(), len, 0)
 }
 
-/// Sets an option of packet sockets whose value is a `T`.
+/// Sets an option of packet sockets whose value is a `T` of plain numbers.
 fn set_option<T>(socket: &Socket, option: libc::c_int, value: &T) -> io::Result<()> {
-    // SAFETY: the kernel reads as many bytes as the length says, which are those of `value`.
+    // SAFETY: there are no pointers in `value`.
+    unsafe { set_option_with_pointers(socket, option, value) }
+}
+
+/// Sets an option of packet sockets whose value is a `T`.
+///
+/// # Safety
+/// Pointers in `value` must be what the option expects, to memory that the kernel may read during the call.
+unsafe fn set_option_with_pointers<T>(socket: &Socket, option: libc::c_int, value: &T) -> io::Result<()> {
+    // SAFETY: the kernel reads as many bytes as the length says, which are those of `value`, and what they point to, for
+    // which the caller answers.
     let answer = unsafe {
         libc::setsockopt(
             socket.as_raw_fd(),
@@ -440,6 +451,55 @@ fn set_option<T>(socket: &Socket, option: libc::c_int, value: &T) -> io::Result<
         )
     };
     if answer < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
+}
+
+/// Reads an option of packet sockets whose value is a `T` of plain numbers.
+fn read_option<T>(socket: &Socket, option: libc::c_int, value: &mut T) -> io::Result<()> {
+    let mut len = size_of::<T>() as libc::socklen_t;
+    // SAFETY: the kernel writes no more bytes than `len` says, which are those of `value`; any bytes are valid numbers.
+    let answer = unsafe {
+        libc::getsockopt(
+            socket.as_raw_fd(),
+            libc::SOL_PACKET,
+            option,
+            std::ptr::from_mut(value).cast(),
+            &raw mut len,
+        )
+    };
+    if answer < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
+}
+
+/// Makes a fanout group with a number of its own in which a program chooses, and returns the number.
+pub(super) fn found_group(socket: &Socket) -> io::Result<u16> {
+    set_option(socket, libc::PACKET_FANOUT, &fanout(0, libc::PACKET_FANOUT_FLAG_UNIQUEID))?;
+    group(socket)
+}
+
+/// Joins a group made by [`found_group`].
+pub(super) fn join_group(socket: &Socket, id: u16) -> io::Result<()> {
+    set_option(socket, libc::PACKET_FANOUT, &fanout(id, 0))
+}
+
+/// The group that a socket is in; 0 for none.
+pub(super) fn group(socket: &Socket) -> io::Result<u16> {
+    let mut value = 0_u32;
+    read_option(socket, libc::PACKET_FANOUT, &mut value)?;
+    // The number is in the low half (`fanout_add`, net/packet/af_packet.c).
+    Ok(value as u16)
+}
+
+/// The value of `PACKET_FANOUT`: number below, kind and flags above. The group has a flag of its own for what this machine
+/// sends.
+const fn fanout(id: u16, flags: u32) -> u32 {
+    let kind = libc::PACKET_FANOUT_CBPF | libc::PACKET_FANOUT_FLAG_IGNORE_OUTGOING | flags;
+    kind << 16 | id as u32
+}
+
+/// Gives a group its program, which returns the index of the member to ask.
+pub(super) fn set_group_program(member: &Socket, program: &mut [libc::sock_filter]) -> io::Result<()> {
+    let program = libc::sock_fprog { len: program.len() as u16, filter: program.as_mut_ptr() };
+    // SAFETY: the kernel reads as many instructions as `len` says, which outlive the call.
+    unsafe { set_option_with_pointers(member, libc::PACKET_FANOUT_DATA, &program) }
 }
 
 /// Binds a packet socket to an interface, and with a protocol has it receive.

@@ -18,14 +18,24 @@ use crate::{
 };
 
 /// The programs that ports of this process hold.
-static PROGRAMS: Mutex<Vec<(Place, Weak<Program>)>> = Mutex::new(Vec::new());
+static PROGRAMS: Mutex<Vec<(Place, Ipv4Addr, Weak<Program>)>> = Mutex::new(Vec::new());
 
-/// Where a program is. Interfaces of two network namespaces may have the same index.
+/// An interface, also among those of other network namespaces, which may have the same index.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-struct Place {
+pub(crate) struct Place {
     namespace: u64,
     interface_index: u32,
-    addr: Ipv4Addr,
+}
+
+impl Place {
+    /// Of an interface in the calling thread's namespace.
+    ///
+    /// # Errors
+    /// When /proc is not there.
+    pub(crate) fn of(interface: &Interface) -> io::Result<Self> {
+        let namespace = fs::metadata("/proc/thread-self/ns/net")?.ino();
+        Ok(Self { namespace, interface_index: interface.index })
+    }
 }
 
 #[derive(Debug)]
@@ -46,22 +56,21 @@ impl KeptFromStack {
     ///
     /// # Errors
     /// `PermissionDenied` without CAP_BPF and CAP_NET_ADMIN; what bpf(2) says on a kernel before 6.6, which has no TCX.
-    pub(crate) fn new(interface: &Interface, port: u16) -> io::Result<Self> {
-        let namespace = fs::metadata("/proc/thread-self/ns/net")?.ino();
-        let place = Place { namespace, interface_index: interface.index, addr: interface.addr };
+    pub(crate) fn new(place: Place, interface: &Interface, port: u16) -> io::Result<Self> {
+        let addr = interface.addr;
         // Nothing below leaves the list half changed, so that a panic elsewhere does not matter.
         let mut programs = PROGRAMS.lock().unwrap_or_else(PoisonError::into_inner);
-        programs.retain(|(_, program)| program.strong_count() > 0);
-        let shared =
-            programs.iter().find(|(known, _)| *known == place).and_then(|(_, program)| program.upgrade());
+        programs.retain(|(_, _, program)| program.strong_count() > 0);
+        let known = programs.iter().find(|(at, of, _)| *at == place && *of == addr);
+        let shared = known.and_then(|(_, _, program)| program.upgrade());
         let program = match shared {
             Some(program) => program,
             None => {
                 let classifier = Classifier::new()?;
-                let program = classifier.drop_ours(Ours { mac: interface.mac, addr: interface.addr })?;
+                let program = classifier.drop_ours(Ours { mac: interface.mac, addr })?;
                 let link = Link::attach(&program, &interface.name, interface.index, Hook::TcxIngress)?;
                 let program = Arc::new(Program { classifier, _link: link });
-                programs.push((place, Arc::downgrade(&program)));
+                programs.push((place, addr, Arc::downgrade(&program)));
                 program
             }
         };

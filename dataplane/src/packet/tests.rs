@@ -519,6 +519,38 @@ fn each_port_sees_its_own() {
     }
 }
 
+/// Goal: ports that come and go leave the others what is theirs. Method: five ports on an interface, which go in an order
+/// that moves others around in the kernel's table; after each change every port gets its own datagram and no other.
+#[test]
+fn ports_come_and_go() {
+    let Some(pair) = link(Offloads::Frames) else { return };
+    let sender = kernel_socket(&pair.b);
+    let mut ports = Vec::new();
+    let each_hears_its_own = |ports: &mut [PacketPort]| {
+        for port in &mut *ports {
+            let number = port.local_addr().port().to_be_bytes();
+            sender.send_to(&number, port.local_addr()).unwrap();
+            assert_eq!(receive(port, 1)[0].1, number);
+        }
+        for port in ports {
+            assert_eq!(port.rx_burst().unwrap(), 0);
+        }
+    };
+    for _ in 0..5 {
+        ports.push(bind(&pair.a, SMALL));
+        each_hears_its_own(&mut ports);
+        assert_eq!(ports.iter().all(|port| port.rx.group() != 0), ports.len() > 1, "alone, or in a group");
+    }
+    for gone in [1, 0, 2] {
+        drop(ports.remove(gone));
+        each_hears_its_own(&mut ports);
+    }
+    ports.push(bind(&pair.a, SMALL));
+    each_hears_its_own(&mut ports);
+    ports.drain(1..);
+    each_hears_its_own(&mut ports);
+}
+
 /// Goal: a sleeping thread is woken by a datagram, and not by one that it had. Method: wait in a thread with a channel.
 #[test]
 fn a_datagram_ends_the_wait() {
