@@ -3,8 +3,9 @@
 //! What arrives for the port is copied by the kernel into a ring and read there without a system call. What leaves is
 //! written into a ring and costs one system call per flush. Where the kernel cuts trains of datagrams for the device it is
 //! given trains: a pass through the kernel costs the same for one as for forty. On a veth pair of real 1,500-byte frames,
-//! one core each side and 140 bytes asked for 1,460, that made 780,000 replies a second; one frame per datagram made
-//! 377,000 and a UDP socket without trains 312,000.
+//! one core each side and 140 bytes asked for 1,460, that made 1,010,000 replies a second where devices sum and 877,000
+//! where they do not; one frame per datagram made 412,000 and 410,000, and a UDP socket without trains 280,000 and 275,000.
+//! Without the program that keeps what the ring took from the stack, trains made no more than 303,000.
 //!
 //! On the loopback packet ports reach each other, and kernel sockets reach them; the kernel's own stack takes frames for
 //! 127.0.0.0/8 only from its own sockets, so that the other way needs `sysctl net.ipv4.conf.lo.route_localnet=1` and
@@ -108,9 +109,9 @@ pub struct PacketPort {
     headers: HeaderCache,
     neighbours: Neighbours,
     interface: Interface,
-    _reservation: Reservation,
-    /// Or the reason why not.
+    /// Or the reason why not. Gone before somebody else can have the UDP port.
     kept_from_stack: Result<KeptFromStack, String>,
+    _reservation: Reservation,
     sending: Sending,
     counters: PortCounters,
     /// Datagrams received when one was last seen to have arrived, and when that was.
@@ -302,7 +303,7 @@ impl PacketPort {
             }
             self.reap();
             // What the device still holds comes back later; there has to be room for what is written next.
-            let is_full = self.outbox.frames_mut().free_count() < self.handed_over.len() / 2;
+            let is_full = self.tx.in_flight_count() as usize > self.handed_over.len() / 2;
             if !self.tx.is_waiting() && !is_full {
                 return Ok(());
             }

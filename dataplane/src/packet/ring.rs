@@ -365,8 +365,12 @@ impl TxRing {
 
     /// Whether some frame waits for another [`kick`](Self::kick). The last one tells, since they leave in order.
     pub(crate) fn is_waiting(&self) -> bool {
-        let last = self.walk.held().last();
-        last.is_some_and(|frame| self.status(frame).load(Acquire) & TP_STATUS_SEND_REQUEST != 0)
+        self.walk.newest().is_some_and(|frame| self.status(frame).load(Acquire) & TP_STATUS_SEND_REQUEST != 0)
+    }
+
+    /// Frames that were handed over and not yet taken back.
+    pub(crate) const fn in_flight_count(&self) -> u32 {
+        self.walk.held_count()
     }
 
     /// Has the kernel pass over all frames that wait, with the next kick; tells which.

@@ -47,6 +47,12 @@ impl Walk {
         if self.held == 0 { None } else { Some(self.first) }
     }
 
+    /// The frame taken last.
+    #[inline]
+    pub(crate) const fn newest(&self) -> Option<u32> {
+        if self.held == 0 { None } else { Some((self.first + self.held - 1) % self.count) }
+    }
+
     /// Lets go of the oldest frame.
     ///
     /// # Panics
@@ -62,6 +68,11 @@ impl Walk {
     pub(crate) fn held(&self) -> impl Iterator<Item = u32> + use<> {
         let Self { first, held, count } = *self;
         (0..held).map(move |index| (first + index) % count)
+    }
+
+    /// How many frames are held.
+    pub(crate) const fn held_count(&self) -> u32 {
+        self.held
     }
 
     /// Frames in the ring.
@@ -256,6 +267,7 @@ mod tests {
                     next.frames[frame as usize] = Some(next.handed_over);
                     next.handed_over += 1;
                     next.walk.take();
+                    assert_eq!(next.walk.newest(), Some(frame));
                     open.push(next);
                 }
                 if let Some(number) = state.frames[state.head as usize] {
