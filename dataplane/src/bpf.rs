@@ -32,7 +32,7 @@ const BPF_PSEUDO_MAP_VALUE: u8 = 2;
 /// are arguments and lost in calls, r6 to r9 survive them, r10 is the frame pointer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(u8)]
-#[allow(missing_docs, reason = "the names of the instruction set")]
+#[allow(dead_code, reason = "all of the machine's, whether or not a program needs them")]
 pub(crate) enum Register {
     R0,
     R1,
@@ -95,7 +95,6 @@ impl Width {
 
 /// 64-bit arithmetic of a register and an operand.
 #[derive(Clone, Copy, Debug)]
-#[allow(missing_docs, reason = "the names of the instruction set")]
 pub(crate) enum Alu {
     Add,
     And,
@@ -118,7 +117,6 @@ impl Alu {
 
 /// Unsigned comparisons of a register with an operand.
 #[derive(Clone, Copy, Debug)]
-#[allow(missing_docs, reason = "the names of the instruction set")]
 pub(crate) enum Condition {
     Equal,
     NotEqual,

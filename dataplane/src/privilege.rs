@@ -56,6 +56,14 @@ pub fn drop_all() -> io::Result<()> {
     Ok(())
 }
 
+/// Gives up the calling thread's capabilities but `kept`, as far as it has them.
+#[cfg(test)]
+pub(crate) fn keep_only(kept: &[Capability]) -> io::Result<()> {
+    let held = caps::read(None, CapSet::Effective).map_err(io::Error::other)?;
+    let still = held.into_iter().filter(|capability| kept.contains(capability)).collect();
+    caps::set(None, CapSet::Effective, &still).map_err(io::Error::other)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
