@@ -3,6 +3,7 @@
 use std::{
     ffi::{c_char, c_int},
     io,
+    net::Ipv4Addr,
     os::fd::{AsRawFd, BorrowedFd},
 };
 
@@ -44,6 +45,67 @@ struct Channels {
     other_count: u32,
     combined_count: u32,
 }
+
+/// More of them, and `UDP_V4_FLOW` with the flag that a rule has more fields than the old ones.
+const ETHTOOL_GRXCLSRLCNT: u32 = 0x2e;
+const ETHTOOL_GRXCLSRULE: u32 = 0x2f;
+const ETHTOOL_GRXCLSRLALL: u32 = 0x30;
+const UDP_V4_FLOW: u32 = 0x02;
+
+/// Rules that are looked at. A card has room for hundreds; ours are few.
+const RULES_MAX: usize = 1_024;
+
+/// How a network card treats UDP over IPv4 to a port: a rule of `ethtool -n`. Fields that the rule does not look at are
+/// `None`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct UdpRule {
+    pub(crate) to: Option<Ipv4Addr>,
+    pub(crate) to_port: Option<u16>,
+    /// Whether it looks at nothing else.
+    pub(crate) is_plain: bool,
+    /// Where it brings them; drops are no queue.
+    pub(crate) queue: Option<u32>,
+}
+
+/// `struct ethtool_tcpip4_spec` at the beginning of `union ethtool_flow_union`, in network byte order.
+#[derive(Clone, Copy, Default)]
+#[repr(C)]
+struct FlowFields {
+    from: [u8; 4],
+    to: [u8; 4],
+    from_port: [u8; 2],
+    to_port: [u8; 2],
+    tos: u8,
+    rest: [[u8; 13]; 3],
+}
+
+/// `struct ethtool_rx_flow_spec`.
+#[derive(Clone, Copy, Default)]
+#[repr(C)]
+struct FlowSpec {
+    flow_type: u32,
+    fields: FlowFields,
+    _more_fields: [u8; 20],
+    masks: FlowFields,
+    more_masks: [u8; 20],
+    ring_cookie: u64,
+    location: u32,
+}
+
+/// `struct ethtool_rxnfc`, with room for the places of rules.
+#[derive(Clone, Copy)]
+#[repr(C)]
+struct FlowRules {
+    command: u32,
+    _flow_type: u32,
+    _data: u64,
+    spec: FlowSpec,
+    count: u32,
+    places: [u32; RULES_MAX],
+}
+
+const _: () = assert!(size_of::<FlowFields>() == 52 && size_of::<FlowSpec>() == 168);
+const _: () = assert!(std::mem::offset_of!(FlowRules, places) == 188);
 
 /// How many queues a device has now.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -170,6 +232,46 @@ fn active_features(socket: BorrowedFd<'_>, name: &str) -> io::Result<Vec<String>
     Ok(named.filter(|(index, _)| is_active(*index)).map(|(_, name)| text(name)).collect())
 }
 
+/// The rules by which it steers UDP over IPv4.
+///
+/// # Errors
+/// `EOPNOTSUPP` from a device that does not steer; what the kernel says.
+pub(crate) fn udp_rules(socket: BorrowedFd<'_>, name: &str) -> io::Result<Vec<UdpRule>> {
+    let ask = |command, spec, count| {
+        let places = [0; RULES_MAX];
+        let mut rules = FlowRules { command, _flow_type: 0, _data: 0, spec, count, places };
+        ask_ethtool(socket, name, &mut rules).map(|()| rules)
+    };
+    let count = ask(ETHTOOL_GRXCLSRLCNT, FlowSpec::default(), 0)?.count.min(RULES_MAX as u32);
+    let all = ask(ETHTOOL_GRXCLSRLALL, FlowSpec::default(), count)?;
+    let mut found = Vec::new();
+    for &location in &all.places[..all.count.min(count) as usize] {
+        let spec = FlowSpec { location, ..FlowSpec::default() };
+        found.extend(udp_rule(&ask(ETHTOOL_GRXCLSRULE, spec, 0)?.spec));
+    }
+    Ok(found)
+}
+
+/// What a rule says of UDP over IPv4; `None` for another protocol.
+fn udp_rule(spec: &FlowSpec) -> Option<UdpRule> {
+    /// Rules that look at VLAN tags or MAC addresses too have flags in the upper bits.
+    const PROTOCOL: u32 = 0xff;
+    /// `RX_CLS_FLOW_DISC` and `RX_CLS_FLOW_WAKE`.
+    const NO_QUEUE: u64 = u64::MAX - 1;
+    let FlowSpec { fields, masks, .. } = spec;
+    (spec.flow_type & PROTOCOL == UDP_V4_FLOW).then(|| UdpRule {
+        to: (masks.to == [0xff; 4]).then(|| fields.to.into()),
+        to_port: (masks.to_port == [0xff; 2]).then(|| u16::from_be_bytes(fields.to_port)),
+        is_plain: spec.flow_type == UDP_V4_FLOW
+            && masks.from == [0; 4]
+            && masks.from_port == [0; 2]
+            && masks.tos == 0
+            && spec.more_masks == [0; 20]
+            && (masks.to == [0; 4] || masks.to == [0xff; 4]),
+        queue: (spec.ring_cookie < NO_QUEUE).then_some(spec.ring_cookie as u32),
+    })
+}
+
 /// A request about the device of this name.
 fn request(name: &str) -> io::Result<libc::ifreq> {
     // SAFETY: ifreq is a plain C struct for which all bytes zero is valid.
@@ -195,4 +297,29 @@ fn ask_ethtool<T>(socket: BorrowedFd<'_>, name: &str, command: &mut T) -> io::Re
     let mut request = request(name)?;
     request.ifr_ifru.ifru_data = std::ptr::from_mut(command).cast();
     ask(socket, libc::SIOCETHTOOL as _, &mut request)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Goal: rules are read as `ethtool -n` shows them. Method: `flow-type udp4 dst-ip 10.0.0.1 dst-port 4100 action 3`
+    /// as the kernel writes it, and the same with one thing different.
+    #[test]
+    fn rules_of_udp_are_read() {
+        let fields =
+            FlowFields { to: [10, 0, 0, 1], to_port: 4_100_u16.to_be_bytes(), ..FlowFields::default() };
+        let masks = FlowFields { to: [0xff; 4], to_port: [0xff; 2], ..FlowFields::default() };
+        let spec = FlowSpec { flow_type: 2, fields, masks, ring_cookie: 3, ..FlowSpec::default() };
+        let rule =
+            UdpRule { to: Some([10, 0, 0, 1].into()), to_port: Some(4_100), is_plain: true, queue: Some(3) };
+        assert_eq!(udp_rule(&spec), Some(rule));
+        assert_eq!(udp_rule(&FlowSpec { flow_type: 1, ..spec }), None);
+        let tagged = FlowSpec { flow_type: 0x8000_0002, ..spec };
+        assert_eq!(udp_rule(&tagged), Some(UdpRule { is_plain: false, ..rule }));
+        let dropped = FlowSpec { ring_cookie: u64::MAX, ..spec };
+        assert_eq!(udp_rule(&dropped), Some(UdpRule { queue: None, ..rule }));
+        let of_one_peer = FlowSpec { masks: FlowFields { from: [0xff; 4], ..masks }, ..spec };
+        assert_eq!(udp_rule(&of_one_peer), Some(UdpRule { is_plain: false, ..rule }));
+    }
 }

@@ -10,7 +10,7 @@ use std::{
 
 use nix::ifaddrs::getifaddrs;
 
-use crate::device::{self, Queues, Segmentation};
+use crate::device::{self, Queues, Segmentation, UdpRule};
 
 /// Port of the discard service (RFC 863). A datagram to it makes the kernel ask for its neighbour's address; whether
 /// anybody takes the datagram does not matter.
@@ -113,6 +113,14 @@ impl Interface {
     /// What the kernel says.
     pub(crate) fn segmentation(&self) -> io::Result<Segmentation> {
         device::segmentation(self.socket.as_fd(), &self.name)
+    }
+
+    /// The rules by which it steers UDP over IPv4 to queues.
+    ///
+    /// # Errors
+    /// `EOPNOTSUPP` when it does not steer; what the kernel says.
+    pub(crate) fn udp_rules(&self) -> io::Result<Vec<UdpRule>> {
+        device::udp_rules(self.socket.as_fd(), &self.name)
     }
 
     /// Whether senders on the same machine leave checksums and segmentation to a device that never sees the frame.

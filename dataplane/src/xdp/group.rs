@@ -114,6 +114,7 @@ pub(crate) struct Attached {
 #[derive(Debug)]
 pub(crate) struct Group {
     pub(crate) interface: Interface,
+    pub(crate) is_server: bool,
     pub(crate) attached: Attached,
     pub(crate) classifier: Classifier,
     pub(crate) memory: Arc<FrameMemory>,

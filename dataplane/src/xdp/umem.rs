@@ -194,6 +194,12 @@ where
         self.away
     }
 
+    /// Number of frames that the kernel has.
+    #[cfg(test)]
+    pub(crate) const fn with_kernel(&self) -> u32 {
+        self.with_kernel
+    }
+
     /// Whether every frame is accounted for, exactly once.
     #[cfg(test)]
     pub(crate) fn assert_complete(&self) {
