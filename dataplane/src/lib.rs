@@ -4,7 +4,6 @@
 //! protocol above relies on them: datagrams are lent, not copied; nothing blocks; nothing allocates per datagram;
 //! and loss is counted, never reported as an error. This crate knows addresses and bytes, and nothing of keys.
 
-#![allow(dead_code, reason = "the ports on rings follow")]
 #![deny(unsafe_code)]
 
 #[allow(unsafe_code)]

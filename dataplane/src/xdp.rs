@@ -179,12 +179,12 @@ fn open_group(
     if ports.is_empty() {
         return Err(invalid("no ports asked for"));
     }
+    privilege::require(&format!("AF_XDP on {}", interface.name), privilege::XDP)?;
     if interface.is_loopback {
         // What is sent as a frame there comes in as if from a wire, where the addresses of 127.0.0.0/8 are refused
         // (`ip_route_input_slow`, net/ipv4/route.c).
         return Err(invalid("the kernel takes no AF_XDP frames from the loopback: use the udp transport"));
     }
-    privilege::require(&format!("AF_XDP on {}", interface.name), privilege::XDP)?;
     interface.state()?;
     let queues = interface.queues.rx;
     if (queues as usize) < ports.len() {
