@@ -6,8 +6,11 @@ use std::{
     process::{Command, Output, Stdio},
 };
 
-use linerate_dataplane::pin::allowed_cores;
-use linerate_server::{Server, ServerConfig};
+use linerate_dataplane::{
+    netns::{Namespace, Pair, PairConfig},
+    pin::allowed_cores,
+};
+use linerate_server::{Datagrams, Server, ServerConfig};
 
 fn server(cores: usize) -> Server {
     let cpus = allowed_cores().unwrap().into_iter().cycle().take(cores).collect();
@@ -58,6 +61,47 @@ fn operations_print_their_answers_and_tell_by_their_exit_code() {
         assert_eq!(run(&["del", "key"], 0), (String::new(), String::new()));
         assert_eq!(run(&["del", "key"], 1), missing);
         assert_eq!(run(&["get", "key"], 1), missing);
+    }
+}
+
+/// Goal: the program speaks over rings, to a server on rings, and `auto` says what it chose. Method: the life of a key from
+/// one host to another, in namespaces of their own.
+#[test]
+fn rings_carry_operations() {
+    if let Err(reason) = Namespace::available() {
+        let required = std::env::var("LINERATE_RINGS").is_ok_and(|value| value == "required");
+        assert!(!required, "rings are required: {reason}");
+        // Past the harness, which shows nothing of tests that pass.
+        writeln!(std::io::stderr(), "not run: {reason}").expect("standard error takes a line");
+        return;
+    }
+    let (here, there) = (Namespace::new().unwrap(), Namespace::new().unwrap());
+    let hosts = Pair::new(&here, &there, PairConfig { queues: 2, ..PairConfig::default() }).unwrap();
+    for (datagrams, transport) in
+        [(Datagrams::Packet, "packet"), (Datagrams::Xdp, "xdp"), (Datagrams::Xdp, "auto")]
+    {
+        let cpus = allowed_cores().unwrap().into_iter().cycle().take(2).collect();
+        let config = ServerConfig {
+            listen: hosts.a.addr.into(),
+            port: 0,
+            cpus,
+            memory_len: 64 << 20,
+            datagrams: Some(datagrams),
+            tcp: false,
+            insecure_no_auth: true,
+            ..ServerConfig::default()
+        };
+        let server = here.run(|| Server::start(&config)).unwrap();
+        let run = |arguments: &[&str], code| {
+            let mut command = linerate(server.addr(), arguments);
+            there.run(|| ended(command.args(["--transport", transport]), code))
+        };
+        assert_eq!(run(&["put", "key", "some value"], 0).0, "");
+        let (value, said) = run(&["get", "key"], 0);
+        assert_eq!(value, "some value");
+        assert_eq!(said.contains("chose udp: no zero-copy AF_XDP"), transport == "auto", "{said}");
+        assert_eq!(run(&["del", "key"], 0).0, "");
+        assert!(run(&["get", "key"], 1).1.contains("not found"));
     }
 }
 
