@@ -487,7 +487,7 @@ mod tests {
                 seen[counted.first().map_or(REASONS + verdict as usize - 1, |&reason| reason)] += 1;
             }
         }
-        assert!(seen.iter().all(|&count| count > 50), "every outcome occurs: {seen:?}");
+        assert!(seen.iter().all(|&count| count >= 10), "every outcome occurs: {seen:?}");
     }
 
     /// Goal: the verifier takes the programs from whoever has the capabilities that ports ask for: it is stricter with
