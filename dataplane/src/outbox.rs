@@ -56,6 +56,8 @@ pub(crate) struct Train {
     /// Datagrams.
     pub(crate) count: u32,
     closed: bool,
+    /// Whether a flush has passed over it.
+    held: bool,
 }
 
 /// The chunk that a peer's datagrams currently go to.
@@ -228,6 +230,7 @@ impl Outbox {
             segment_len: if self.framing == Framing::Stream { 0 } else { len as u32 },
             count: 1,
             closed: false,
+            held: false,
         });
     }
 
@@ -255,19 +258,22 @@ impl Outbox {
         self.forget();
     }
 
-    /// Whether a train may still grow.
+    /// Whether a train may still grow and is worth waiting for. One that was held back once has waited long enough,
+    /// whatever company it has found: else a peer that is sent little would wait for as long as others are sent much.
     pub(crate) fn is_growing(&self, index: usize) -> bool {
-        !self.trains[index].closed && self.open.iter().any(|open| open.train as usize == index)
+        let train = &self.trains[index];
+        !train.closed && !train.held && self.open.iter().any(|open| open.train as usize == index)
     }
 
     /// Forgets all trains but those that may still grow, and frees the chunks of the others.
     pub(crate) fn keep_growing(&mut self) {
         let trains = &mut self.trains;
-        self.open.retain(|open| trains.get(open.train as usize).is_some_and(|train| !train.closed));
+        let is_kept = |train: &Train| !train.closed && !train.held;
+        self.open.retain(|open| trains.get(open.train as usize).is_some_and(is_kept));
         // In the order of the trains, each moves to the front without overwriting one that is still to move.
         self.open.sort_unstable_by_key(|open| open.train);
         for (index, open) in self.open.iter_mut().enumerate() {
-            trains[index] = trains[open.train as usize];
+            trains[index] = Train { held: true, ..trains[open.train as usize] };
             open.train = index as u32;
         }
         trains.truncate(self.open.len());
@@ -370,6 +376,10 @@ mod tests {
         put(&mut outbox, 2, 70);
         assert_eq!(shape(&outbox), [(2, 70, 2), (1, 60, 2)]);
         assert!(outbox.bytes(&outbox.trains()[1]).iter().all(|&byte| byte == 60));
+        assert!(!outbox.is_growing(0) && !outbox.is_growing(1), "nobody waits twice");
+        put(&mut outbox, 3, 10);
+        outbox.keep_growing();
+        assert_eq!(shape(&outbox), [(3, 10, 1)]);
         outbox.reset();
         assert_eq!(outbox.free_chunks(), 3);
     }

@@ -93,6 +93,8 @@ pub(crate) struct FrameOutbox {
     free: VecDeque<u32>,
     written: Vec<Written>,
     peers: Vec<Open>,
+    /// How many of `written` the last flush has held back.
+    held: u32,
     /// Index in `peers` of the one that `begin` was last called for.
     current: usize,
 }
@@ -112,6 +114,7 @@ impl FrameOutbox {
             free,
             written: Vec::with_capacity(count),
             peers: Vec::with_capacity(count),
+            held: 0,
             current: 0,
         }
     }
@@ -147,10 +150,11 @@ impl FrameOutbox {
         WrittenFrame { frame, len, segment_len, count, peer: &self.peers[peer as usize].peer }
     }
 
-    /// Written frames that take no more, up to the first that does: what may leave without waiting for company.
+    /// Written frames that take no more, up to the first that does: what may leave without waiting for company. A frame
+    /// that was held back once has waited long enough, whatever company it has found.
     pub(crate) fn complete_count(&self) -> usize {
-        let growing = self.peers.iter().filter_map(|open| open.train).min();
-        growing.map_or(self.written.len(), |first| first as usize)
+        let growing = self.peers.iter().filter_map(|open| open.train).filter(|&train| train >= self.held);
+        growing.min().map_or(self.written.len(), |first| first as usize)
     }
 
     #[inline]
@@ -250,13 +254,23 @@ impl FrameOutbox {
     /// use until each is released.
     pub(crate) fn detach_first(&mut self, count: usize) {
         self.written.drain(..count);
-        if self.written.is_empty() {
-            self.peers.clear();
-            self.current = 0;
-        }
+        self.held = self.written.len() as u32;
         for open in &mut self.peers {
-            open.train = open.train.map(|train| train - count as u32);
+            open.train = open.train.and_then(|train| train.checked_sub(count as u32));
         }
+        // Only peers whose frames are held back are remembered: there may be any number of others.
+        let mut kept = 0;
+        for index in 0..self.peers.len() as u32 {
+            if !self.written.iter().any(|written| written.peer == index) {
+                continue;
+            }
+            self.peers[kept as usize] = self.peers[index as usize];
+            let its = self.written.iter_mut().filter(|written| written.peer == index);
+            its.for_each(|written| written.peer = kept);
+            kept += 1;
+        }
+        self.peers.truncate(kept as usize);
+        self.current = 0;
     }
 
     /// Frees a frame that was detached.
@@ -368,12 +382,34 @@ mod tests {
             put(&mut outbox, to, len);
         }
         assert_eq!(shape(&outbox), [(2, 2, 80, 240), (3, 1, 70, 140)], "full, and growing");
-        assert_eq!(outbox.complete_count(), 1);
+        assert_eq!(outbox.complete_count(), 2, "also the one that grows was held back already");
         assert_eq!(outbox.begin(&peer(2), 1_472).unwrap().segment_len, 0, "after a full train");
         assert_eq!(outbox.begin(&peer(1), 1_472).unwrap().segment_len, 70);
         assert_eq!((outbox.free_chunks(), outbox.used_chunks()), (1, 2));
         outbox.detach();
         assert_eq!((outbox.written_count(), outbox.complete_count()), (0, 0));
+    }
+
+    /// Goal: nobody waits for company for ever. Method: two peers, of which one never fills its train; at the second flush it
+    /// leaves, although both go on growing, and a peer without frames is forgotten.
+    #[test]
+    fn a_train_is_held_back_once() {
+        let layout = FrameLayout { frame_len: 4_096, segments_max: 8, first: 0, ..LAYOUT };
+        let memory = Arc::new(FrameMemory::anonymous(16 << 10).unwrap());
+        let mut outbox = FrameOutbox::new(memory, layout, FrameOrder::Ring);
+        put(&mut outbox, 1, 50);
+        put(&mut outbox, 2, 50);
+        assert_eq!(outbox.complete_count(), 0);
+        outbox.detach_first(0);
+        put(&mut outbox, 2, 50);
+        put(&mut outbox, 3, 50);
+        assert_eq!(outbox.complete_count(), 2, "the first two have waited; the third is new");
+        outbox.detach_first(2);
+        assert_eq!(outbox.peers.len(), 1);
+        put(&mut outbox, 2, 50);
+        assert_eq!(outbox.written(0).peer, &peer(3));
+        assert_eq!((outbox.written(1).peer, outbox.written(1).count), (&peer(2), 1), "a train of its own");
+        assert_eq!(outbox.complete_count(), 1);
     }
 
     /// Goal: a train ends where its frame does. Method: datagrams of a length of which three do not fit.
