@@ -67,7 +67,7 @@ pub fn ceiling(options: &RunOptions, stop: &AtomicBool) -> anyhow::Result<Report
             ceiling_over(
                 options,
                 stop,
-                CeilingPorts { label, enter, listen: each_core(listen), connect },
+                CeilingPorts { label, enter, listen: each_core(listen), connect, shares_cpus: false },
                 &streams,
             )
         }
@@ -77,7 +77,7 @@ pub fn ceiling(options: &RunOptions, stop: &AtomicBool) -> anyhow::Result<Report
             ceiling_over(
                 options,
                 stop,
-                CeilingPorts { label, enter, listen: each_core(listen), connect },
+                CeilingPorts { label, enter, listen: each_core(listen), connect, shares_cpus: false },
                 &streams,
             )
         }
@@ -90,7 +90,7 @@ pub fn ceiling(options: &RunOptions, stop: &AtomicBool) -> anyhow::Result<Report
             ceiling_over(
                 options,
                 stop,
-                CeilingPorts { label, enter, listen: each_core(listen), connect },
+                CeilingPorts { label, enter, listen: each_core(listen), connect, shares_cpus: false },
                 &streams,
             )
         }
@@ -107,6 +107,8 @@ pub(crate) struct CeilingPorts<Enter, Listen, Connect> {
     pub(crate) listen: Listen,
     /// Opens the port of a client thread to one of them.
     pub(crate) connect: Connect,
+    /// Whether the threads' CPUs have something else to do for them.
+    pub(crate) shares_cpus: bool,
 }
 
 /// Opens the ports of several cores one after the other.
@@ -136,6 +138,7 @@ pub(crate) fn ceiling_over<P: Port + Send, Q: Port>(
         .value_len
         .check_fits_datagram(options.records)
         .context("the ceiling has one value per result only")?;
+    let shares_cpus = ports.shares_cpus;
     let environment = Environment::look(SystemTime::now());
     let cpus = Cpus::assign(options.server_cores.into(), options.threads.into())?;
     let before_ns = core_to_core(&cpus)?;
@@ -155,7 +158,7 @@ pub(crate) fn ceiling_over<P: Port + Send, Q: Port>(
                 scope.spawn(move || {
                     pin_to_core(cpu)?;
                     enter()?;
-                    serve(port, value_len, finished)
+                    serve(port, value_len, shares_cpus, finished)
                 })
             })
             .collect();
@@ -167,7 +170,7 @@ pub(crate) fn ceiling_over<P: Port + Send, Q: Port>(
                 let (live, connect) = (&live, &ports.connect);
                 scope.spawn(move || {
                     pin_to_core(cpu)?;
-                    load(connect(addr)?, Peer::datagram(addr), stream, options, live, stop)
+                    load(connect(addr)?, Peer::datagram(addr), stream, options, shares_cpus, live, stop)
                 })
             })
             .collect();
@@ -215,11 +218,19 @@ impl Drop for SetOnDrop<'_> {
 }
 
 /// Answers every request with results of the wanted length.
-fn serve<P: Port>(mut port: P, value_len: ValueLen, finished: &AtomicBool) -> io::Result<()> {
+fn serve<P: Port>(
+    mut port: P,
+    value_len: ValueLen,
+    shares_cpus: bool,
+    finished: &AtomicBool,
+) -> io::Result<()> {
     let values: Vec<u8> = (0..VALUES_LEN).map(|index| index as u8).collect();
     let mut drawn = 0u32;
     while !finished.load(Ordering::Relaxed) {
         let count = port.rx_burst()?;
+        if count == 0 && shares_cpus {
+            thread::yield_now();
+        }
         let mut next = 0;
         while next < count {
             let full = {
@@ -342,6 +353,7 @@ fn load<P: Port>(
     server: Peer,
     stream: &Stream,
     options: &RunOptions,
+    shares_cpus: bool,
     live: &AtomicU64,
     stop: &AtomicBool,
 ) -> io::Result<LoadReport> {
@@ -391,6 +403,9 @@ fn load<P: Port>(
             send(&mut port, &server, &templates, &slots, &mut ready)?;
         }
         if port.rx_burst()? == 0 {
+            if shares_cpus {
+                thread::yield_now();
+            }
             continue;
         }
         last_heard = now;

@@ -89,7 +89,7 @@ pub fn run(options: &RunOptions, stop: &AtomicBool) -> anyhow::Result<Report> {
             let start = |config| Server::start(&ServerConfig { datagrams: None, tcp: true, ..config });
             let connect = |servers: &[SocketAddr], config, _| Session::connect_tcp(servers, config);
             let control = |servers: &[SocketAddr], config| Session::connect_tcp(servers, config);
-            let ports = RunPorts { label: transport.name(), start, connect, control };
+            let ports = RunPorts { label: transport.name(), start, connect, control, shares_cpus: false };
             run_over(options, stop, ports, draw(options)?, &mut || Ok(()))
         }
     }
@@ -109,15 +109,22 @@ fn run_datagrams<P: Port, Q: Port>(
     let control = |servers: &[SocketAddr], config| Session::connect(servers, config, &open_control);
     let streams = draw(options)?;
     let probe = &mut || Ok(());
+    let shares_cpus = false;
     if options.faults(0).is_none() {
         let connect = |servers: &[SocketAddr], config, _| Session::connect(servers, config, &open);
-        return run_over(options, stop, RunPorts { label, start, connect, control }, streams, probe);
+        return run_over(
+            options,
+            stop,
+            RunPorts { label, start, connect, control, shares_cpus },
+            streams,
+            probe,
+        );
     }
     let connect = |servers: &[SocketAddr], config, number| {
         let faults = options.faults(number).expect("there are some");
         Session::connect(servers, config, |addrs| FaultyPort::new(open(addrs)?, faults))
     };
-    run_over(options, stop, RunPorts { label, start, connect, control }, streams, probe)
+    run_over(options, stop, RunPorts { label, start, connect, control, shares_cpus }, streams, probe)
 }
 
 /// A socket beside rings. Nothing cuts its trains before they reach the rings of another process on this machine.
@@ -135,6 +142,8 @@ pub(crate) struct RunPorts<Start, Connect, Control> {
     pub(crate) connect: Connect,
     /// A session to store records and to ask for statistics.
     pub(crate) control: Control,
+    /// Whether the client threads' CPUs have something else to do for them.
+    pub(crate) shares_cpus: bool,
 }
 
 /// Measures once, with an operation stream for each client thread; `probe` is called at the beginning and at the end of
@@ -150,7 +159,7 @@ pub(crate) fn run_over<P: Port, Q: Port>(
     mut streams: Vec<Stream>,
     probe: &mut dyn FnMut() -> anyhow::Result<()>,
 ) -> anyhow::Result<Report> {
-    let RunPorts { label, start, connect, control } = ports;
+    let RunPorts { label, start, connect, control, shares_cpus } = ports;
     let environment = Environment::look(SystemTime::now());
     let remote = options.servers()?;
     let embedded_cores = if remote.is_some() { 0 } else { options.server_cores.into() };
@@ -179,7 +188,7 @@ pub(crate) fn run_over<P: Port, Q: Port>(
         stop,
         begin: Barrier::new(streams.len() + 1),
         checker,
-        is_crowded: cpus.is_crowded,
+        is_crowded: cpus.is_crowded || shares_cpus,
     };
     let mut watch_check = checker.map(Watch::new);
     let (reports, before, after) = thread::scope(|scope| {

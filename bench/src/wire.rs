@@ -176,10 +176,10 @@ pub struct Measured {
 pub fn wire(options: &WireOptions, stop: &AtomicBool) -> anyhow::Result<WireReport> {
     let environment = Environment::look(SystemTime::now());
     // What is missing should show before, not after minutes.
-    let cable = Cable::new()?;
+    let cpus = Cpus::assign(1, 1)?;
+    let cable = Cable::new(WirePort::Udp, &cpus)?;
     options.rate.map_or(Ok(()), |rate| cable.shape(rate))?;
     drop(cable);
-    let cpus = Cpus::assign(1, 1)?;
     let streams = draw(&options.run())?;
     let rounds = if options.duration >= f64::from(ROUNDS) * ROUND_MIN { ROUNDS } else { 1 };
     let round = RunOptions { duration: options.duration / f64::from(rounds), ..options.run() };
@@ -188,7 +188,9 @@ pub fn wire(options: &WireOptions, stop: &AtomicBool) -> anyhow::Result<WireRepo
     for _ in 0..rounds {
         for (port, results) in &mut all {
             // A new cable each time: the kernel gives some things back only after a while, as the queues of AF_XDP.
-            let bench = || Ok::<_, io::Error>(Bench { cable: Cable::new()?, cpus: &cpus, port: *port, stop });
+            let bench = || {
+                Ok::<_, io::Error>(Bench { cable: Cable::new(*port, &cpus)?, cpus: &cpus, port: *port, stop })
+            };
             // A port that was refused once is not asked again.
             results.plain.add(|| bench()?.run(&round, streams.clone(), LINE_RATE), stop)?;
             if !results.plain.is_refused() {
@@ -215,13 +217,47 @@ pub fn wire(options: &WireOptions, stop: &AtomicBool) -> anyhow::Result<WireRepo
 struct Cable {
     server: End,
     client: End,
+    /// Whether each end takes frames in on its own CPU, and if not, why not; `None` where the sender does it.
+    receivers: Option<Result<(), String>>,
 }
 
 impl Cable {
-    fn new() -> io::Result<Self> {
+    /// A cable on which `port` is at its best. One that gives each frame to the kernel for itself is not helped by what
+    /// puts frames together. And with AF_XDP the sender's core would have to do all of the work of both sides, which a
+    /// network card does not ask of it: with a receiving thread on each side's own CPU it carries a quarter more, while the
+    /// others, which pay for fewer or longer passes, lose by it.
+    fn new(port: WirePort, cpus: &Cpus) -> io::Result<Self> {
         let config = PairConfig { queues: 1, mtu: MTU, offloads: Offloads::SummedFrames };
-        let pair = Pair::new(&Namespace::new()?, &Namespace::new()?, config)?;
-        Ok(Self { server: pair.a, client: pair.b })
+        let Pair { a: server, b: client } = Pair::new(&Namespace::new()?, &Namespace::new()?, config)?;
+        let mut receivers = None;
+        match port {
+            WirePort::Udp | WirePort::UdpPlain | WirePort::Tcp => {}
+            WirePort::Packet => {
+                server.leave_apart()?;
+                client.leave_apart()?;
+            }
+            WirePort::Xdp => {
+                let started =
+                    server.receive_on(cpus.server[0]).and_then(|()| client.receive_on(cpus.clients[0]));
+                receivers = Some(started.map_err(|error| error.to_string()));
+            }
+        }
+        Ok(Self { server, client, receivers })
+    }
+
+    /// Whether the CPUs of both sides are shared with threads that receive.
+    fn has_receivers(&self) -> bool {
+        matches!(self.receivers, Some(Ok(())))
+    }
+
+    /// What is special about it, to be told with the result.
+    fn mode(&self, port: WirePort) -> Option<String> {
+        match (&self.receivers, port) {
+            (Some(Ok(())), _) => Some("a kernel thread on each side's own CPU receives".to_owned()),
+            (Some(Err(error)), _) => Some(format!("the sender's CPU receives, too ({error})")),
+            (None, WirePort::Packet) => Some("GRO off".to_owned()),
+            (None, _) => None,
+        }
     }
 
     /// Lets the server's frames through at a rate that is that of a cable.
@@ -329,6 +365,7 @@ impl Bench<'_> {
         probe: &mut (dyn FnMut() -> anyhow::Result<()> + Send),
     ) -> anyhow::Result<Report> {
         let label = self.port.name();
+        let shares_cpus = self.cable.has_receivers();
         let start = |config| self.start(config);
         let report = match self.port {
             WirePort::Udp | WirePort::UdpPlain => {
@@ -338,12 +375,24 @@ impl Bench<'_> {
                     Session::connect(servers, config, |addrs| UdpPort::connect(addrs, options.port(&config)))
                 };
                 let control = |servers: &[SocketAddr], config| connect(servers, config, 0);
-                run_over(options, self.stop, RunPorts { label, start, connect, control }, streams, probe)
+                run_over(
+                    options,
+                    self.stop,
+                    RunPorts { label, start, connect, control, shares_cpus },
+                    streams,
+                    probe,
+                )
             }
             WirePort::Tcp => {
                 let connect = |servers: &[SocketAddr], config, _| Session::connect_tcp(servers, config);
                 let control = |servers: &[SocketAddr], config| connect(servers, config, 0);
-                run_over(options, self.stop, RunPorts { label, start, connect, control }, streams, probe)
+                run_over(
+                    options,
+                    self.stop,
+                    RunPorts { label, start, connect, control, shares_cpus },
+                    streams,
+                    probe,
+                )
             }
             WirePort::Packet => self.run_rings(options, streams, probe, |servers| {
                 PacketPort::connect(servers, PacketConfig::default())
@@ -354,6 +403,9 @@ impl Bench<'_> {
         report.config.transport = self.port.name().to_owned();
         if self.port == WirePort::Tcp {
             report.mode = Some("one TCP connection".to_owned());
+        }
+        if let (Some(mode), Some(cable)) = (&mut report.mode, self.cable.mode(self.port)) {
+            *mode += &format!("; {cable}");
         }
         Ok(report)
     }
@@ -373,6 +425,7 @@ impl Bench<'_> {
             control: |servers: &[SocketAddr], config| {
                 Session::connect_udp(servers, SessionConfig { trains: false, ..config })
             },
+            shares_cpus: self.cable.has_receivers(),
         };
         run_over(options, self.stop, ports, streams, probe)
     }
@@ -393,6 +446,7 @@ impl Bench<'_> {
     /// Runs in the client's namespace.
     fn ceiling_inside(&self, options: &RunOptions, streams: &[Stream]) -> anyhow::Result<Report> {
         let label = self.port.name();
+        let shares_cpus = self.cable.has_receivers();
         let at = SocketAddr::new(self.cable.server.addr.into(), 0);
         let server = &self.cable.server.namespace;
         let enter = || server.enter();
@@ -401,23 +455,43 @@ impl Bench<'_> {
                 let config = UdpConfig { trains: self.port == WirePort::Udp, ..UdpConfig::default() };
                 let listen = each_core(|| server.run(|| UdpPort::bind(at, config)));
                 let connect = |addr| UdpPort::connect(&[addr], config);
-                ceiling_over(options, self.stop, CeilingPorts { label, enter, listen, connect }, streams)
+                ceiling_over(
+                    options,
+                    self.stop,
+                    CeilingPorts { label, enter, listen, connect, shares_cpus },
+                    streams,
+                )
             }
             WirePort::Tcp => {
                 let listen = each_core(|| server.run(|| TcpPort::listen(at, TcpConfig::default())));
                 let connect = |addr| TcpPort::connect(&[addr], TcpConfig::default());
-                ceiling_over(options, self.stop, CeilingPorts { label, enter, listen, connect }, streams)
+                ceiling_over(
+                    options,
+                    self.stop,
+                    CeilingPorts { label, enter, listen, connect, shares_cpus },
+                    streams,
+                )
             }
             WirePort::Packet => {
                 let config = PacketConfig::default();
                 let listen = each_core(|| server.run(|| PacketPort::bind(at, config)));
                 let connect = |addr| PacketPort::connect(&[addr], config);
-                ceiling_over(options, self.stop, CeilingPorts { label, enter, listen, connect }, streams)
+                ceiling_over(
+                    options,
+                    self.stop,
+                    CeilingPorts { label, enter, listen, connect, shares_cpus },
+                    streams,
+                )
             }
             WirePort::Xdp => {
                 let listen = |cores| server.run(|| xdp::open(&vec![at; cores], XdpConfig::default()));
                 let connect = |addr| connect_xdp(&[addr]);
-                ceiling_over(options, self.stop, CeilingPorts { label, enter, listen, connect }, streams)
+                ceiling_over(
+                    options,
+                    self.stop,
+                    CeilingPorts { label, enter, listen, connect, shares_cpus },
+                    streams,
+                )
             }
         }
     }

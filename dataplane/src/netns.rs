@@ -8,7 +8,7 @@
 //! /proc/sys/net; /sys/class/net does not.
 
 use std::{
-    fs::File,
+    fs::{self, File},
     io,
     net::{Ipv4Addr, UdpSocket},
     os::fd::AsRawFd,
@@ -20,7 +20,9 @@ use std::{
 
 use nix::{
     errno::Errno,
-    sched::{CloneFlags, setns, unshare},
+    mount::{MsFlags, mount},
+    sched::{CloneFlags, CpuSet, sched_setaffinity, setns, unshare},
+    unistd::Pid,
 };
 
 /// Longest wait for a new link to carry datagrams both ways. It takes milliseconds; a busy machine may take its time.
@@ -188,6 +190,57 @@ impl End {
         };
         self.namespace.command("ethtool", &[&["-K", &self.interface], features].concat()).map(drop)
     }
+}
+
+impl End {
+    /// No longer has the frames that arrive put together again (`gro off`): a ring wants them as they are.
+    ///
+    /// # Errors
+    /// A sentence with what ethtool(8) said.
+    pub fn leave_apart(&self) -> io::Result<()> {
+        self.namespace.command("ethtool", &["-K", &self.interface, "gro", "off"]).map(drop)
+    }
+
+    /// Has a thread of the kernel on `cpu` take in what arrives (threaded NAPI, Documentation/networking/napi.rst), as the
+    /// interrupts of a network card do on the core that they go to. Otherwise the sender does it too, within the system
+    /// call that sends. Threads of this process on that CPU must let the kernel's have it.
+    ///
+    /// # Errors
+    /// A sentence: without the privilege to mount, or on kernels before 5.12.
+    pub fn receive_on(&self, cpu: usize) -> io::Result<()> {
+        self.namespace.run(|| self.start_receiver(cpu)).map_err(|error| {
+            let text = format!("no thread receives for {}: {error}", self.interface);
+            io::Error::new(error.kind(), text)
+        })
+    }
+
+    /// Runs in the namespace, in a thread that ends with this.
+    fn start_receiver(&self, cpu: usize) -> io::Result<()> {
+        // A sysfs of this namespace, which nobody else sees.
+        unshare(CloneFlags::CLONE_NEWNS)?;
+        let nothing: Option<&str> = None;
+        mount(nothing, "/", nothing, MsFlags::MS_REC | MsFlags::MS_PRIVATE, nothing)?;
+        mount(Some("sysfs"), "/sys", Some("sysfs"), MsFlags::empty(), nothing)?;
+        let before = receivers(&self.interface)?;
+        fs::write(format!("/sys/class/net/{}/threaded", self.interface), "1")?;
+        let mut only = CpuSet::new();
+        only.set(cpu)?;
+        for thread in receivers(&self.interface)?.into_iter().filter(|thread| !before.contains(thread)) {
+            sched_setaffinity(thread, &only)?;
+        }
+        Ok(())
+    }
+}
+
+/// The kernel's threads that receive for interfaces of this name, in any namespace.
+fn receivers(interface: &str) -> io::Result<Vec<Pid>> {
+    let name = format!("napi/{interface}-");
+    let processes = fs::read_dir("/proc")?.filter_map(Result::ok);
+    let numbers = processes.filter_map(|process| process.file_name().to_str()?.parse().ok());
+    let is_its = |number: &i32| {
+        fs::read_to_string(format!("/proc/{number}/comm")).is_ok_and(|comm| comm.starts_with(&name))
+    };
+    Ok(numbers.filter(is_its).map(Pid::from_raw).collect())
 }
 
 /// A link between two namespaces: a pair of veth(4) interfaces, `veth0` with 10.77.0.1 and `veth1` with 10.77.0.2.
@@ -371,7 +424,9 @@ fn failure(program: &str, arguments: &[&str], said: &str) -> io::Error {
 
 #[cfg(test)]
 mod tests {
-    use std::{fs, io::Write, path::PathBuf};
+    use std::{io::Write, path::PathBuf};
+
+    use nix::sched::sched_getaffinity;
 
     use super::*;
 
@@ -452,6 +507,28 @@ mod tests {
         }
         assert_eq!(switch.port(&hosts[2]), "port3");
         assert!(interfaces(switch.namespace()).contains("port3:"));
+    }
+
+    /// Goal: a thread of the kernel receives, on the CPU that was named, for this interface only. Method: the threads with its
+    /// name before and after, their CPUs, and a datagram that arrives all the same.
+    #[test]
+    fn a_thread_receives() {
+        if !is_available() {
+            return;
+        }
+        let (here, there) = (Namespace::new().unwrap(), Namespace::new().unwrap());
+        let pair = Pair::new(&here, &there, PairConfig::default()).unwrap();
+        let cpu = crate::pin::allowed_cores().unwrap()[0];
+        let before = receivers("veth1").unwrap();
+        pair.b.receive_on(cpu).unwrap();
+        let after = receivers("veth1").unwrap();
+        let is_new = |thread: &&Pid| !before.contains(thread);
+        let mut only = CpuSet::new();
+        only.set(cpu).unwrap();
+        assert!(after.iter().filter(is_new).any(|&thread| sched_getaffinity(thread) == Ok(only)));
+        wait_for_link(&pair.a, &pair.b).unwrap();
+        pair.a.leave_apart().unwrap();
+        wait_for_link(&pair.a, &pair.b).unwrap();
     }
 
     /// Goal: the features say what crosses. Method: ask ethtool(8).
