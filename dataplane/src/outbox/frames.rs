@@ -93,6 +93,9 @@ pub(crate) struct FrameOutbox {
     free: VecDeque<u32>,
     written: Vec<Written>,
     peers: Vec<Open>,
+    /// Those of `peers` that something was committed for. At most one more was begun for, which the next one replaces:
+    /// what is answered with nothing must not make the list longer.
+    known_peers: usize,
     /// How many of `written` the last flush has held back.
     held: u32,
     /// Index in `peers` of the one that `begin` was last called for.
@@ -113,7 +116,8 @@ impl FrameOutbox {
             order,
             free,
             written: Vec::with_capacity(count),
-            peers: Vec::with_capacity(count),
+            peers: Vec::with_capacity(count + 1),
+            known_peers: 0,
             held: 0,
             current: 0,
         }
@@ -164,10 +168,11 @@ impl FrameOutbox {
         let free = self.next_free()?;
         if self.peers.get(self.current).is_none_or(|open| open.peer != *peer) {
             let known = self.peers.iter().position(|open| open.peer == *peer);
-            self.current = known.unwrap_or(self.peers.len());
             if known.is_none() {
+                self.peers.truncate(self.known_peers);
                 self.peers.push(Open { peer: *peer, train: None });
             }
+            self.current = known.unwrap_or(self.known_peers);
         }
         let open = &mut self.peers[self.current];
         if open.train.is_some_and(|train| {
@@ -193,6 +198,7 @@ impl FrameOutbox {
     pub(crate) fn commit(&mut self, len: usize) {
         let len = len as u32;
         let peer = self.current as u32;
+        self.known_peers = self.known_peers.max(self.current + 1);
         if let Some(train) = self.peers[self.current].train {
             let Written { frame, len: used, segment_len, count, .. } = self.written[train as usize];
             if len <= segment_len {
@@ -270,6 +276,7 @@ impl FrameOutbox {
             kept += 1;
         }
         self.peers.truncate(kept as usize);
+        self.known_peers = self.peers.len();
         self.current = 0;
     }
 
@@ -423,6 +430,23 @@ mod tests {
         }
         let counts: Vec<_> = (0..outbox.written_count()).map(|index| outbox.written(index).count).collect();
         assert_eq!(counts, [2, 1]);
+    }
+
+    /// Goal: strangers do not make the list of peers longer. Method: many peers whose datagrams are begun and not committed,
+    /// before and after something is written.
+    #[test]
+    fn peers_that_get_no_answer_are_forgotten() {
+        let mut outbox = outbox(FrameOrder::Newest);
+        for to in 0..1_000 {
+            assert!(outbox.begin(&peer(to), 10).is_some());
+        }
+        assert_eq!(outbox.peers.len(), 1);
+        put(&mut outbox, 7, 5);
+        assert!(outbox.begin(&peer(8), 10).is_some() && outbox.begin(&peer(7), 10).is_some());
+        outbox.commit(6);
+        put(&mut outbox, 9, 5);
+        let peers: Vec<_> = (0..3).map(|index| outbox.written(index).peer.addr.port()).collect();
+        assert_eq!((peers, outbox.peers.len()), (vec![7, 7, 9], 2));
     }
 
     #[test]
