@@ -291,7 +291,7 @@ impl Queue {
         // The kernel wants all four rings, or at least one slot in each.
         let sent = tx_count.max(2);
         let counts =
-            RingCounts { fill: 2 * config.rx_frames, rx: config.rx_frames, tx: sent, completion: sent };
+            RingCounts { fill: 2 * config.rx_frames, rx: config.rx_frames, tx: 2 * sent, completion: sent };
         let copy = hook == Hook::XdpGeneric;
         let binding = Binding { interface_index: interface.index, queue: number, copy };
         let locked = umem.len >> 10;
