@@ -472,6 +472,10 @@ impl XdpPort {
             queue.rx.lend(filled.frame);
             return deliver(inbox, counters, start, &datagram);
         }
+        if !queue.rx.can_spare() {
+            counters.rx_handover_drops += 1;
+            return queue.rx.give_back(filled.frame);
+        }
         let handed_over = HandedOver { queue: queue.number, frame: filled.frame, start, len: filled.len };
         // Away before it is left there: it may come back at once.
         queue.rx.send_away(filled.frame);

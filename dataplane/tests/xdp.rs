@@ -567,6 +567,27 @@ fn datagrams_at_the_wrong_queue_are_handed_over() {
     assert_eq!((all.rx_handover_drops, all.rx_overflow_drops, all.tx_dropped), (0, 0, 0));
 }
 
+/// Goal: datagrams for a port that nobody polls leave the others their frames. Method: of two ports only one is polled;
+/// many more datagrams than a queue has frames go to the other, then some to the first.
+#[test]
+fn a_port_that_is_not_polled_does_not_stop_the_other() {
+    let Some(pair) = link(PairConfig { queues: 2, ..PairConfig::default() }) else { return };
+    let mut ports = serve(&pair, &[4_100, 4_101]).unwrap();
+    let (sleeper, mut port) = (ports.pop().unwrap(), ports.pop().unwrap());
+    let sockets: Vec<_> = (0..32).map(|_| kernel_socket(&pair)).collect();
+    let mut send_all = |to: SocketAddr, rounds| {
+        for _ in 0..rounds {
+            sockets.iter().for_each(|socket| assert_eq!(socket.send_to(b"hello", to).unwrap(), 5));
+            port.rx_burst().unwrap();
+        }
+        port.counters()
+    };
+    let flooded = send_all(sleeper.local_addr(), 4 * 512 / 16);
+    assert!(flooded.rx_handover_drops > 0, "more came in at the first queue than it may spare: {flooded:?}");
+    let after = send_all((pair.a.addr, 4_100).into(), 10);
+    assert!(after.rx_datagrams > 0, "{after:?}");
+}
+
 /// Goal: a port that is gone takes nobody's frames with it, and what is for it is counted. Method: of two ports one is
 /// dropped; datagrams to it come in at the other's queue.
 #[test]

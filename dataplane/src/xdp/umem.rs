@@ -171,6 +171,12 @@ where
         self.free.push(frame);
     }
 
+    /// Whether another frame may go to another core. Half of them stay: a core that is slow to take its datagrams, or that
+    /// nobody polls, must not leave this queue without frames.
+    pub(crate) const fn can_spare(&self) -> bool {
+        self.away < self.frames.count / 2
+    }
+
     /// A lent frame goes to another core.
     pub(crate) fn send_away(&mut self, frame: u32) {
         self.ledger.move_frame(frame, Place::Lent, Place::Away);
