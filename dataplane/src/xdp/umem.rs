@@ -5,7 +5,7 @@
 //!                                                                  └────▶ away at another core ──▶ free
 //!  TX   free (outbox) ──▶ with the kernel (TX ring, device, completion ring) ──▶ free
 //! ```
-//! Builds with debug assertions keep a ledger and check every move against it.
+//! Tests and builds with debug assertions keep a ledger and check every move against it.
 
 use super::ring::{Consumer, Producer, RingMemory};
 
@@ -34,7 +34,7 @@ impl Frames {
 }
 
 /// Where a frame may be.
-#[cfg_attr(not(debug_assertions), allow(dead_code, reason = "the ledger is not kept"))]
+#[cfg_attr(not(any(test, debug_assertions)), allow(dead_code, reason = "the ledger is not kept"))]
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Place {
     Free,
@@ -46,22 +46,22 @@ pub(crate) enum Place {
 /// Where each frame is.
 #[derive(Debug)]
 struct Ledger {
-    #[cfg(debug_assertions)]
+    #[cfg(any(test, debug_assertions))]
     places: Vec<Place>,
 }
 
-#[cfg_attr(not(debug_assertions), expect(clippy::needless_pass_by_ref_mut, unused_variables))]
+#[cfg_attr(not(any(test, debug_assertions)), expect(clippy::needless_pass_by_ref_mut, unused_variables))]
 impl Ledger {
     fn new(count: u32) -> Self {
         Self {
-            #[cfg(debug_assertions)]
+            #[cfg(any(test, debug_assertions))]
             places: vec![Place::Free; count as usize],
         }
     }
 
     #[inline]
     fn move_frame(&mut self, frame: u32, from: Place, to: Place) {
-        #[cfg(debug_assertions)]
+        #[cfg(any(test, debug_assertions))]
         {
             let place = &mut self.places[frame as usize];
             assert_eq!(*place, from, "frame {frame} on its way to {to:?}");
