@@ -106,7 +106,7 @@ pub(crate) fn parse(frame: &[u8], local: &Local, checksums: Checksums) -> Result
     }
     let udp = UdpPacket::new_checked(ip.payload()).map_err(|_| FrameFault::BadFrame)?;
     // Nobody can be answered at port 0 (RFC 768: "if not used, a value of zero is inserted").
-    if udp.src_port() == 0 {
+    if udp.src_port() == 0 || !is_somebody(ethernet.src_addr(), ip.src_addr(), local) {
         return Err(FrameFault::BadFrame);
     }
     if checksums != Checksums::Trust {
@@ -122,6 +122,14 @@ pub(crate) fn parse(frame: &[u8], local: &Local, checksums: Checksums) -> Result
         start: ETHERNET_HEADER_LEN + usize::from(ip.header_len()) + UDP_HEADER_LEN,
         len: udp.payload().len(),
     })
+}
+
+/// Whether an answer would go to one other host: sources that are groups, nobody, or this host itself are made up, and
+/// never get past the kernel's own stack either (RFC 1122, section 3.2.1.3; `ip_route_input_slow`, net/ipv4/route.c).
+fn is_somebody(mac: EthernetAddress, addr: Ipv4Addr, local: &Local) -> bool {
+    let is_elsewhere = local.addr.is_loopback() || !(addr.is_loopback() || addr == local.addr);
+    let is_group = mac.is_multicast() || addr.is_multicast() || addr.is_broadcast();
+    is_elsewhere && !is_group && !addr.is_unspecified()
 }
 
 /// Whether a datagram has no checksum, the right one, or, where that is allowed, the sum of its pseudo-header.
@@ -359,6 +367,15 @@ mod tests {
             Err(FrameFault::BadFrame),
             "a port that can not be answered"
         );
+        assert_eq!(spoiled(&|frame| frame[6] |= 1), Err(FrameFault::BadFrame), "a group's MAC");
+        for source in [[224, 0, 0, 1], [255; 4], [0; 4], [127, 0, 0, 1], HERE.addr.octets()] {
+            let from_there = |frame: &mut Vec<u8>| {
+                frame[26..30].copy_from_slice(&source);
+                frame[40..42].fill(0);
+                sum_header(frame);
+            };
+            assert_eq!(spoiled(&from_there), Err(FrameFault::BadFrame), "from {source:?}");
+        }
         for len in 0..142 {
             assert_eq!(
                 spoiled(&|frame| frame.truncate(len)),
