@@ -230,7 +230,8 @@ pub struct PortCounters {
     pub connections_refused: u64,
     /// Connections closed because the peer broke the framing, or took its answers too slowly.
     pub connections_dropped: u64,
-    /// Frames whose Ethernet, IPv4 or UDP header does not parse or is cut short; dropped (ports that see frames).
+    /// Frames whose Ethernet, IPv4 or UDP header does not parse, is cut short or names nobody that could be answered; of no
+    /// use to anybody (ports that see frames).
     pub rx_bad_frames: u64,
     /// Frames with a wrong IPv4 or UDP checksum; dropped.
     pub rx_bad_checksums: u64,
@@ -240,7 +241,7 @@ pub struct PortCounters {
     pub rx_vlan: u64,
     /// IPv6 datagrams to the port, left to the kernel.
     pub rx_ipv6: u64,
-    /// Frames to another Ethernet or IP address; dropped.
+    /// Datagrams to the port at another Ethernet or IP address, left to the kernel.
     pub rx_wrong_destination: u64,
     /// Datagrams that arrived at the queue of another core, which handed them over.
     pub rx_handed_over: u64,

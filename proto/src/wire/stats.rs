@@ -132,7 +132,7 @@ statistics! {
     RxVlan = "rx_vlan",
     /// IPv6 datagrams to the core's port, left to the kernel.
     RxIpv6 = "rx_ipv6",
-    /// Frames to another Ethernet or IP address.
+    /// Datagrams to the core's port at another Ethernet or IP address, left to the kernel.
     RxWrongDestination = "rx_wrong_destination",
     /// Datagrams that arrived at another core's queue and were handed over.
     RxHandedOver = "rx_handed_over",
