@@ -57,7 +57,7 @@ impl Interface {
         };
         let found = getifaddrs()?.find_map(|entry| {
             let (known, netmask) = ipv4(&entry)?;
-            holds(known, netmask).then_some((entry.interface_name, netmask))
+            holds(known, netmask).then(|| (without_label(&entry.interface_name).to_owned(), netmask))
         });
         let Some((name, netmask)) = found else {
             let what = format!("no interface has the address {addr}");
@@ -127,6 +127,12 @@ impl Interface {
     pub(crate) fn is_virtual(&self) -> bool {
         self.is_loopback || self.driver == "veth"
     }
+}
+
+/// The interface's name in what getifaddrs(3) tells of an address: an address may have a label of its own, `eth0:1`, and no
+/// name of an interface has a colon in it (`dev_valid_name`, net/core/dev.c).
+fn without_label(name: &str) -> &str {
+    name.split_once(':').map_or(name, |(interface, _)| interface)
 }
 
 fn down(name: &str) -> io::Error {
@@ -308,6 +314,18 @@ fn gateway(table: &str, interface: &str, to: Ipv4Addr) -> Option<Ipv4Addr> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::{netns::Namespace, rings_testing::or_say};
+
+    /// Goal: an address with a label is found on its interface. Method: give the loopback of a namespace one.
+    #[test]
+    fn labels_of_addresses_are_no_names() {
+        let Some(namespace) = or_say("a network namespace", Namespace::new()) else { return };
+        namespace.command("ip", &["addr", "add", "10.9.8.7/32", "dev", "lo", "label", "lo:7"]).unwrap();
+        namespace.command("ip", &["link", "set", "lo", "up"]).unwrap();
+        let interface = namespace.run(|| Interface::of_address([10, 9, 8, 7].into())).unwrap();
+        assert_eq!(interface.name, "lo");
+        interface.state().unwrap();
+    }
 
     const ARP: &str = "\
 IP address       HW type     Flags       HW address            Mask     Device
