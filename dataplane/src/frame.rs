@@ -127,7 +127,8 @@ pub(crate) fn parse(frame: &[u8], local: &Local, checksums: Checksums) -> Result
 /// Whether an answer would go to one other host: sources that are groups, nobody, or this host itself are made up, and
 /// never get past the kernel's own stack either (RFC 1122, section 3.2.1.3; `ip_route_input_slow`, net/ipv4/route.c).
 fn is_somebody(mac: EthernetAddress, addr: Ipv4Addr, local: &Local) -> bool {
-    let is_elsewhere = local.addr.is_loopback() || !(addr.is_loopback() || addr == local.addr);
+    // Only the loopback has no MAC of its own, and everything there comes from this host.
+    let is_elsewhere = local.mac == [0; 6] || !(addr.is_loopback() || addr == local.addr);
     let is_group = mac.is_multicast() || addr.is_multicast() || addr.is_broadcast();
     is_elsewhere && !is_group && !addr.is_unspecified()
 }

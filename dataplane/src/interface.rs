@@ -79,7 +79,8 @@ impl Interface {
             mtu: device::mtu(socket.as_fd(), &name)?,
             driver: device::driver(socket.as_fd(), &name).unwrap_or_default(),
             queues: device::queues(socket.as_fd(), &name),
-            is_loopback: addr.is_loopback(),
+            // Other addresses than 127.0.0.1 may be there too.
+            is_loopback: device::flags(socket.as_fd(), &name)? & libc::IFF_LOOPBACK != 0,
             name,
             socket,
         })
@@ -323,7 +324,7 @@ mod tests {
         namespace.command("ip", &["addr", "add", "10.9.8.7/32", "dev", "lo", "label", "lo:7"]).unwrap();
         namespace.command("ip", &["link", "set", "lo", "up"]).unwrap();
         let interface = namespace.run(|| Interface::of_address([10, 9, 8, 7].into())).unwrap();
-        assert_eq!(interface.name, "lo");
+        assert_eq!((interface.name.as_str(), interface.is_loopback), ("lo", true));
         interface.state().unwrap();
     }
 
