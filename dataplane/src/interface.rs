@@ -16,6 +16,15 @@ use crate::device::{self, Queues, Segmentation, UdpRule};
 /// anybody takes the datagram does not matter.
 const DISCARD_PORT: u16 = 9;
 
+/// Longest wait for a neighbour's Ethernet address.
+const RESOLVE_TIMEOUT: Duration = Duration::from_secs(2);
+
+/// After as long a silence the addresses of neighbours are looked at again,
+const SILENCE: Duration = Duration::from_secs(1);
+
+/// and after as long a time in any case: of several servers one may have moved while the others go on answering.
+const LOOK_INTERVAL: Duration = Duration::from_secs(10);
+
 /// Time between two looks at the neighbour table while one is waited for.
 const RESOLVE_INTERVAL: Duration = Duration::from_millis(2);
 
@@ -168,6 +177,10 @@ pub(crate) struct Neighbours {
     routes: File,
     text: String,
     known: Vec<Neighbour>,
+    /// Datagrams received when one was last seen to have arrived, and when that was.
+    heard: (u64, Instant),
+    /// When `known` was last looked at.
+    looked: Instant,
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -186,19 +199,80 @@ impl Neighbours {
             routes: File::open("/proc/thread-self/net/route")?,
             text: String::new(),
             known: Vec::new(),
+            heard: (0, Instant::now()),
+            looked: Instant::now(),
         })
+    }
+
+    /// Finds out where frames for these servers go, in addition to those known already.
+    ///
+    /// # Errors
+    /// A sentence: `InvalidInput` for a server that is not reached over this interface, `TimedOut` for one whose Ethernet
+    /// address nobody tells.
+    pub(crate) fn resolve_servers(
+        &mut self,
+        interface: &Interface,
+        servers: &[SocketAddrV4],
+    ) -> io::Result<()> {
+        for server in servers {
+            let to = *server.ip();
+            if self.mac_of(to).is_some() {
+                continue;
+            }
+            let name = &interface.name;
+            let invalid = |what: String| io::Error::new(io::ErrorKind::InvalidInput, what);
+            if !interface.is_loopback && Interface::of_address(to).is_ok() {
+                return Err(invalid(format!(
+                    "{to} is an address of this machine, which {name} does not lead to: use the udp transport, or 127.0.0.1"
+                )));
+            }
+            let towards = towards(to)?;
+            if towards.index != interface.index {
+                return Err(invalid(format!(
+                    "{to} is reached over {} and other servers over {name}: a port on rings has one interface",
+                    towards.name
+                )));
+            }
+            self.resolve(interface, to, RESOLVE_TIMEOUT)?;
+        }
+        Ok(())
+    }
+
+    /// Whether all of these were resolved.
+    pub(crate) fn reach(&self, addrs: &[SocketAddr]) -> bool {
+        addrs.iter().all(|addr| match addr {
+            SocketAddr::V4(addr) => self.mac_of(*addr.ip()).is_some(),
+            SocketAddr::V6(_) => false,
+        })
+    }
+
+    /// Looks again at what was resolved, if it is time. To be called some fifty times a second with the number of datagrams
+    /// received so far.
+    ///
+    /// # Errors
+    /// What reading /proc says.
+    pub(crate) fn look_after(
+        &mut self,
+        interface: &Interface,
+        received: u64,
+        now: Instant,
+    ) -> io::Result<()> {
+        if self.heard.0 != received {
+            self.heard = (received, now);
+        }
+        let unseen = now - self.looked;
+        if unseen > LOOK_INTERVAL || (unseen > SILENCE && now - self.heard.1 > SILENCE) {
+            self.looked = now;
+            self.refresh(interface)?;
+        }
+        Ok(())
     }
 
     /// Finds out where frames for `to` go and remembers it, waiting for the neighbour to answer for at most `timeout`.
     ///
     /// # Errors
     /// `TimedOut`, with addresses and interface in the message; what reading /proc says.
-    pub(crate) fn resolve(
-        &mut self,
-        interface: &Interface,
-        to: Ipv4Addr,
-        timeout: Duration,
-    ) -> io::Result<[u8; 6]> {
+    fn resolve(&mut self, interface: &Interface, to: Ipv4Addr, timeout: Duration) -> io::Result<[u8; 6]> {
         let next_hop = self.next_hop(interface, to)?;
         let begun = Instant::now();
         let mac = loop {
@@ -229,12 +303,11 @@ impl Neighbours {
         self.known.iter().find(|neighbour| neighbour.to == to).map(|neighbour| neighbour.mac)
     }
 
-    /// Looks again at what was resolved, and has the kernel ask those that it has lost sight of. To be called now and
-    /// then while nothing is heard.
+    /// Looks again at what was resolved, and has the kernel ask those that it has lost sight of.
     ///
     /// # Errors
     /// What reading /proc says.
-    pub(crate) fn refresh(&mut self, interface: &Interface) -> io::Result<()> {
+    fn refresh(&mut self, interface: &Interface) -> io::Result<()> {
         for index in 0..self.known.len() {
             let Neighbour { next_hop, .. } = self.known[index];
             if !interface.is_loopback {
@@ -315,7 +388,10 @@ fn gateway(table: &str, interface: &str, to: Ipv4Addr) -> Option<Ipv4Addr> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::{netns::Namespace, rings_testing::or_say};
+    use crate::{
+        netns::{Namespace, Pair, PairConfig},
+        rings_testing::or_say,
+    };
 
     /// Goal: an address with a label is found on its interface. Method: give the loopback of a namespace one.
     #[test]
@@ -326,6 +402,30 @@ mod tests {
         let interface = namespace.run(|| Interface::of_address([10, 9, 8, 7].into())).unwrap();
         assert_eq!((interface.name.as_str(), interface.is_loopback), ("lo", true));
         interface.state().unwrap();
+    }
+
+    /// Goal: a server that has moved is found although others go on answering. Method: the other end of a link gets another
+    /// Ethernet address; time passes as it is told, and something is received all the while.
+    #[test]
+    fn one_that_moves_is_found_while_others_speak() {
+        let pair = Namespace::new().and_then(|a| Pair::new(&a, &Namespace::new()?, PairConfig::default()));
+        let Some(pair) = or_say("a link", pair) else { return };
+        let (interface, mut neighbours) = pair.a.namespace.run(|| {
+            let interface = Interface::of_address(pair.a.addr).unwrap();
+            let mut neighbours = Neighbours::new().unwrap();
+            neighbours.resolve_servers(&interface, &[SocketAddrV4::new(pair.b.addr, 1)]).unwrap();
+            (interface, neighbours)
+        });
+        pair.b.namespace.command("ip", &["link", "set", "veth1", "address", "02:00:00:00:00:99"]).unwrap();
+        pair.a.namespace.command("ip", &["neigh", "flush", "dev", "veth0"]).unwrap();
+        let (begun, mut now, mut received) = (Instant::now(), Instant::now(), 0);
+        while neighbours.mac_of(pair.b.addr) != Some([2, 0, 0, 0, 0, 0x99]) {
+            assert!(begun.elapsed() < Duration::from_secs(20), "{neighbours:?}");
+            (now, received) = (now + Duration::from_millis(500), received + 1);
+            neighbours.look_after(&interface, received, now).unwrap();
+            std::thread::sleep(Duration::from_millis(1));
+        }
+        assert!(now - begun > LOOK_INTERVAL, "not looked at all the time");
     }
 
     const ARP: &str = "\

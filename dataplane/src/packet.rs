@@ -70,12 +70,6 @@ const TRAINS_SINCE: [u32; 2] = [6, 2];
 /// Longest wait for a device that is behind.
 const SEND_TIMEOUT: Duration = Duration::from_millis(1);
 
-/// Longest wait for a neighbour's Ethernet address.
-const RESOLVE_TIMEOUT: Duration = Duration::from_secs(2);
-
-/// After as long a silence the addresses of neighbours are looked at again.
-const SILENCE: Duration = Duration::from_secs(1);
-
 /// Bytes of an Ethernet header, which the MTU does not count.
 const ETHERNET_LEN: usize = 14;
 
@@ -114,8 +108,6 @@ pub struct PacketPort {
     _reservation: Reservation,
     sending: Sending,
     counters: PortCounters,
-    /// Datagrams received when one was last seen to have arrived, and when that was.
-    heard: (u64, Instant),
 }
 
 /// What a frame carries.
@@ -177,27 +169,8 @@ impl PacketPort {
     /// A sentence: `InvalidInput` for a server that is not reached over the port's interface, `TimedOut` for one whose
     /// Ethernet address nobody tells.
     pub fn set_servers(&mut self, servers: &[SocketAddr]) -> io::Result<()> {
-        for &server in servers {
-            let to = *ipv4(server)?.ip();
-            if self.neighbours.mac_of(to).is_some() {
-                continue;
-            }
-            let name = &self.interface.name;
-            if !self.interface.is_loopback && Interface::of_address(to).is_ok() {
-                return Err(invalid(&format!(
-                    "{to} is an address of this machine, which {name} does not lead to: use the udp transport, or 127.0.0.1"
-                )));
-            }
-            let towards = interface::towards(to)?;
-            if towards.index != self.interface.index {
-                return Err(invalid(&format!(
-                    "{to} is reached over {} and other servers over {name}: a packet port has one interface",
-                    towards.name
-                )));
-            }
-            self.neighbours.resolve(&self.interface, to, RESOLVE_TIMEOUT)?;
-        }
-        Ok(())
+        let servers = servers.iter().copied().map(ipv4).collect::<io::Result<Vec<_>>>()?;
+        self.neighbours.resolve_servers(&self.interface, &servers)
     }
 
     /// How the port works, in one line for people.
@@ -260,7 +233,6 @@ impl PacketPort {
             kept_from_stack,
             sending,
             counters: PortCounters::default(),
-            heard: (0, Instant::now()),
         })
     }
 
@@ -404,10 +376,7 @@ impl Port for PacketPort {
     }
 
     fn reaches(&self, addrs: &[SocketAddr]) -> bool {
-        addrs.iter().all(|addr| match addr {
-            SocketAddr::V4(addr) => self.neighbours.mac_of(*addr.ip()).is_some(),
-            SocketAddr::V6(_) => false,
-        })
+        self.neighbours.reach(addrs)
     }
 
     fn rx_queue_datagrams(&self, _len: usize) -> usize {
@@ -419,14 +388,7 @@ impl Port for PacketPort {
         self.interface.state()?;
         let drops = self.rx.take_drops().map_err(|error| self.interface.named("no statistics", &error))?;
         self.counters.rx_overflow_drops += drops;
-        let now = Instant::now();
-        if self.heard.0 != self.counters.rx_datagrams {
-            self.heard = (self.counters.rx_datagrams, now);
-        } else if now - self.heard.1 > SILENCE {
-            self.heard.1 = now;
-            self.neighbours.refresh(&self.interface)?;
-        }
-        Ok(())
+        self.neighbours.look_after(&self.interface, self.counters.rx_datagrams, Instant::now())
     }
 
     fn wait_fd(&self) -> Option<BorrowedFd<'_>> {

@@ -15,7 +15,7 @@ mod umem;
 
 use std::{
     fmt, io,
-    net::{Ipv4Addr, SocketAddr, SocketAddrV4},
+    net::{SocketAddr, SocketAddrV4},
     os::fd::{AsFd, BorrowedFd, OwnedFd},
     sync::Arc,
     time::{Duration, Instant},
@@ -66,12 +66,6 @@ const SEND_TIMEOUT: Duration = Duration::from_millis(1);
 /// Longest wait for a queue whose last owner is gone, and time between two tries.
 const RELEASE_TIMEOUT: Duration = Duration::from_secs(2);
 const RELEASE_RETRY: Duration = Duration::from_millis(5);
-
-/// Longest wait for a neighbour's Ethernet address.
-const RESOLVE_TIMEOUT: Duration = Duration::from_secs(2);
-
-/// After as long a silence the addresses of neighbours are looked at again.
-const SILENCE: Duration = Duration::from_secs(1);
 
 /// Bytes of an Ethernet header, which the MTU does not count.
 const ETHERNET_LEN: usize = 14;
@@ -359,8 +353,6 @@ pub struct XdpPort {
     /// What to wait on when there is more than one queue or port.
     any: Option<OwnedFd>,
     counters: PortCounters,
-    /// Datagrams received when one was last seen to have arrived, and when that was.
-    heard: (u64, Instant),
     _reservation: Reservation,
 }
 
@@ -412,7 +404,6 @@ impl XdpPort {
             neighbours: Neighbours::new()?,
             any,
             counters: PortCounters::default(),
-            heard: (0, Instant::now()),
             _reservation: reservation,
             group,
         })
@@ -424,11 +415,8 @@ impl XdpPort {
     /// A sentence: `InvalidInput` for a server that is not reached over the port's interface, `TimedOut` for one whose
     /// Ethernet address nobody tells.
     pub fn set_servers(&mut self, servers: &[SocketAddr]) -> io::Result<()> {
-        let Self { group, neighbours, .. } = self;
-        for &server in servers {
-            resolve(&group.interface, neighbours, *ipv4(server)?.ip())?;
-        }
-        Ok(())
+        let servers = servers.iter().copied().map(ipv4).collect::<io::Result<Vec<_>>>()?;
+        self.neighbours.resolve_servers(&self.group.interface, &servers)
     }
 
     /// How the port works, in one line for people.
@@ -656,10 +644,7 @@ impl Port for XdpPort {
     }
 
     fn reaches(&self, addrs: &[SocketAddr]) -> bool {
-        addrs.iter().all(|addr| match addr {
-            SocketAddr::V4(addr) => self.neighbours.mac_of(*addr.ip()).is_some(),
-            SocketAddr::V6(_) => false,
-        })
+        self.neighbours.reach(addrs)
     }
 
     fn rx_queue_datagrams(&self, _len: usize) -> usize {
@@ -679,14 +664,7 @@ impl Port for XdpPort {
             drops += statistics.rx_dropped + statistics.rx_ring_full;
         }
         self.counters.rx_overflow_drops = drops;
-        let now = Instant::now();
-        if self.heard.0 != self.counters.rx_datagrams {
-            self.heard = (self.counters.rx_datagrams, now);
-        } else if now - self.heard.1 > SILENCE {
-            self.heard.1 = now;
-            self.neighbours.refresh(interface)?;
-        }
-        Ok(())
+        self.neighbours.look_after(interface, self.counters.rx_datagrams, Instant::now())
     }
 
     fn wait_fd(&self) -> Option<BorrowedFd<'_>> {
@@ -715,26 +693,6 @@ fn deliver(inbox: &mut Inbox, counters: &mut PortCounters, start: usize, datagra
     }
     counters.rx_bytes += datagram.len as u64;
     inbox.push(start + datagram.start, datagram.len);
-}
-
-fn resolve(interface: &Interface, neighbours: &mut Neighbours, to: Ipv4Addr) -> io::Result<()> {
-    if neighbours.mac_of(to).is_some() {
-        return Ok(());
-    }
-    let name = &interface.name;
-    if !interface.is_loopback && Interface::of_address(to).is_ok() {
-        return Err(invalid(&format!(
-            "{to} is an address of this machine, which {name} does not lead to: use the udp transport, or 127.0.0.1"
-        )));
-    }
-    let towards = interface::towards(to)?;
-    if towards.index != interface.index {
-        return Err(invalid(&format!(
-            "{to} is reached over {} and other servers over {name}: an XDP port has one interface",
-            towards.name
-        )));
-    }
-    neighbours.resolve(interface, to, RESOLVE_TIMEOUT).map(drop)
 }
 
 fn too_few_queues(interface: &Interface, ports: usize) -> String {
