@@ -9,8 +9,12 @@ use std::{
 };
 
 use nix::ifaddrs::getifaddrs;
+use socket2::SockRef;
 
-use crate::device::{self, Queues, Segmentation, UdpRule};
+use crate::{
+    device::{self, Queues, Segmentation, UdpRule},
+    reservation,
+};
 
 /// Port of the discard service (RFC 863). A datagram to it makes the kernel ask for its neighbour's address; whether
 /// anybody takes the datagram does not matter.
@@ -77,8 +81,9 @@ impl Interface {
             Some((link.ifindex() as u32, link.addr()))
         });
         let (index, mac) = link.ok_or_else(|| gone(&name))?;
-        // Bound to nothing that anybody could reach.
         let socket = UdpSocket::bind((addr, 0))?;
+        // Nobody reads what is sent to it.
+        reservation::take_nothing(SockRef::from(&socket))?;
         socket.set_nonblocking(true)?;
         Ok(Self {
             index,
@@ -192,11 +197,11 @@ struct Neighbour {
 
 impl Neighbours {
     /// # Errors
-    /// When /proc is not there.
+    /// A sentence, when /proc is not there.
     pub(crate) fn new() -> io::Result<Self> {
         Ok(Self {
-            arp: File::open("/proc/thread-self/net/arp")?,
-            routes: File::open("/proc/thread-self/net/route")?,
+            arp: open("/proc/thread-self/net/arp")?,
+            routes: open("/proc/thread-self/net/route")?,
             text: String::new(),
             known: Vec::new(),
             heard: (0, Instant::now()),
@@ -338,6 +343,13 @@ impl Neighbours {
 fn nudge(interface: &Interface, next_hop: Ipv4Addr) {
     // It is the attempt that counts; an answer to an earlier one may be reported here as an error.
     let _ = interface.socket.send_to(&[], SocketAddrV4::new(next_hop, DISCARD_PORT));
+}
+
+fn open(path: &str) -> io::Result<File> {
+    File::open(path).map_err(|error| {
+        let what = format!("cannot read {path}, which tells where frames go: {error}; is /proc mounted?");
+        io::Error::new(error.kind(), what)
+    })
 }
 
 fn read_again(file: &mut File, text: &mut String) -> io::Result<()> {

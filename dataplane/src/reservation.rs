@@ -5,7 +5,7 @@ use std::{
     net::{SocketAddr, SocketAddrV4},
 };
 
-use socket2::{Domain, Protocol, SockFilter, Socket, Type};
+use socket2::{Domain, Protocol, SockFilter, SockRef, Socket, Type};
 
 /// A kernel socket that holds a UDP port and takes nothing.
 ///
@@ -29,10 +29,8 @@ impl Reservation {
     }
 
     fn open(addr: SocketAddrV4) -> io::Result<Self> {
-        /// Return a constant: the number of bytes to keep (linux/bpf_common.h).
-        const BPF_RET_K: u16 = 0x06;
         let socket = Socket::new(Domain::IPV4, Type::DGRAM, Some(Protocol::UDP))?;
-        socket.attach_filter(&[SockFilter::new(BPF_RET_K, 0, 0, 0)])?;
+        take_nothing(SockRef::from(&socket))?;
         socket.bind(&SocketAddr::V4(addr).into())?;
         let bound = socket.local_addr()?.as_socket_ipv4();
         let addr = bound.ok_or_else(|| io::Error::other("the socket has no IPv4 address"))?;
@@ -43,6 +41,16 @@ impl Reservation {
     pub(crate) const fn addr(&self) -> SocketAddrV4 {
         self.addr
     }
+}
+
+/// Has the kernel drop whatever comes to a socket.
+///
+/// # Errors
+/// What setsockopt(2) says.
+pub(crate) fn take_nothing(socket: SockRef<'_>) -> io::Result<()> {
+    /// Return a constant: the number of bytes to keep (linux/bpf_common.h).
+    const BPF_RET_K: u16 = 0x06;
+    socket.attach_filter(&[SockFilter::new(BPF_RET_K, 0, 0, 0)])
 }
 
 #[cfg(test)]

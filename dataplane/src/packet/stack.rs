@@ -33,7 +33,10 @@ impl Place {
     /// # Errors
     /// When /proc is not there.
     pub(crate) fn of(interface: &Interface) -> io::Result<Self> {
-        let namespace = fs::metadata("/proc/thread-self/ns/net")?.ino();
+        let path = "/proc/thread-self/ns/net";
+        let namespace = fs::metadata(path)
+            .map_err(|error| io::Error::new(error.kind(), format!("{path}: {error}; is /proc mounted?")))?
+            .ino();
         Ok(Self { namespace, interface_index: interface.index })
     }
 }
