@@ -42,10 +42,11 @@ pub(crate) fn require(what: &str, needed: &[Capability]) -> io::Result<()> {
     Err(io::Error::new(io::ErrorKind::PermissionDenied, message))
 }
 
-/// Gives up all capabilities of the calling thread and of threads that it starts from now on. What is open stays open.
+/// Gives up all capabilities of the calling thread and of threads that it starts from now on, for good: a program that it
+/// executes, even as root, gets none back. What is open stays open.
 ///
 /// # Errors
-/// What capset(2) says.
+/// What capset(2) and prctl(2) say.
 pub fn drop_all() -> io::Result<()> {
     // Kernels before 4.3 have no ambient set, and then there is nothing in it.
     let _ = caps::clear(None, CapSet::Ambient);
@@ -53,7 +54,8 @@ pub fn drop_all() -> io::Result<()> {
         caps::clear(None, set)
             .map_err(|error| io::Error::other(format!("cannot give up capabilities: {error}")))?;
     }
-    Ok(())
+    // Without this, execve(2) gives root all of them again (capabilities(7)).
+    Ok(nix::sys::prctl::set_no_new_privs()?)
 }
 
 /// Gives up the calling thread's capabilities but `kept`, as far as it has them.
@@ -74,6 +76,9 @@ mod tests {
         std::thread::spawn(|| {
             drop_all().unwrap();
             assert_eq!(missing(XDP), XDP);
+            let executed = std::process::Command::new("cat").arg("/proc/self/status").output().unwrap();
+            let status = String::from_utf8(executed.stdout).unwrap();
+            assert!(status.contains("CapEff:\t0000000000000000\n"), "{status}");
             let error = require("AF_XDP on veth0", XDP).unwrap_err();
             assert_eq!(error.kind(), io::ErrorKind::PermissionDenied);
             let text = error.to_string();
