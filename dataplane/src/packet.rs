@@ -76,7 +76,7 @@ const ETHERNET_LEN: usize = 14;
 /// How a packet port is set up.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct PacketConfig {
-    /// Frames in the receive ring, a multiple of 32.
+    /// Frames in the receive ring, a multiple of 32; together less than 4 GiB.
     pub rx_frames: u32,
     /// Whether to send trains where the kernel cuts them.
     pub trains: bool,
@@ -136,7 +136,7 @@ impl PacketPort {
     /// address that is not a single IPv4 address, `AddrNotAvailable`, `AddrInUse`; else what the kernel says.
     ///
     /// # Panics
-    /// When the ring's number of frames is not a multiple of 32.
+    /// When the ring's number of frames is not a multiple of 32, or they take 4 GiB or more.
     pub fn bind(addr: SocketAddr, config: PacketConfig) -> io::Result<Self> {
         let addr = ipv4(addr)?;
         if addr.ip().is_unspecified() {

@@ -86,12 +86,12 @@ pub enum Attach {
 /// How XDP ports are set up.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct XdpConfig {
-    /// Frames to receive into per queue, a power of two.
+    /// Frames to receive into per queue, a power of two from 2 to 65,536.
     pub rx_frames: u32,
     /// Of these, the most that wait for the device at a time, or filled for us. Fewer stay in the cache better; more
     /// take longer bursts.
     pub rx_waiting: u32,
-    /// Frames to send from per core, a power of two.
+    /// Frames to send from per core, a power of two from 2 to 65,536.
     pub tx_frames: u32,
     /// Where the program is attached.
     pub attach: Attach,
@@ -110,10 +110,8 @@ impl Default for XdpConfig {
 /// # Errors
 /// A sentence with the interface or address in it: `PermissionDenied` without the capabilities, `InvalidInput` for
 /// addresses that are not of one interface or more cores than it has queues, `ResourceBusy` when somebody else has its
-/// queues or a program there, `AddrInUse`; else what the kernel says.
-///
-/// # Panics
-/// When the numbers of frames are not powers of two.
+/// queues or a program there, `AddrInUse`, `InvalidInput` for a configuration that is out of range; else what the kernel
+/// says.
 pub fn open(addrs: &[SocketAddr], config: XdpConfig) -> io::Result<Vec<XdpPort>> {
     let addrs = addrs.iter().copied().map(ipv4).collect::<io::Result<Vec<_>>>()?;
     let first = *addrs.first().ok_or_else(|| invalid("no address given"))?.ip();
@@ -132,9 +130,6 @@ pub fn open(addrs: &[SocketAddr], config: XdpConfig) -> io::Result<Vec<XdpPort>>
 ///
 /// # Errors
 /// As [`open`], and as [`XdpPort::set_servers`].
-///
-/// # Panics
-/// As `open`.
 pub fn connect(servers: &[SocketAddr], ports: usize, config: XdpConfig) -> io::Result<Vec<XdpPort>> {
     let first = ipv4(*servers.first().ok_or_else(|| invalid("no server address given"))?)?;
     let interface = interface::towards(*first.ip())?;
@@ -192,9 +187,13 @@ fn open_group(
     let attached = attach(&interface, &classifier, config.attach)?;
 
     // The sockets of all queues, whose UMEMs lie behind one another. Only the first one of each port sends.
-    let (rx_len, tx_len) = ((config.rx_frames * FRAME_LEN) as usize, (config.tx_frames * FRAME_LEN) as usize);
+    let [rx_len, tx_len] = umem_lens(config)?;
     let sends = |queue: u32| (queue as usize) < ports.len();
     let start_of = |queue: u32| rx_len * queue as usize + tx_len * (queue as usize).min(ports.len());
+    if start_of(queues) > u32::MAX as usize {
+        // An inbox counts its bytes in 32 bits.
+        return Err(invalid("the frames of all queues together take more than 4 GiB: give fewer"));
+    }
     let memory = Arc::new(FrameMemory::anonymous(start_of(queues))?);
     let mut members: Vec<_> = ports.iter().map(|_| Vec::new()).collect();
     for number in 0..queues {
@@ -230,6 +229,18 @@ fn open_group(
         group.classifier.set_port(*port, true);
     }
     Ok(opened)
+}
+
+/// Bytes of the frames of a queue, and of those that a port sends from.
+fn umem_lens(config: XdpConfig) -> io::Result<[usize; 2]> {
+    let counts = [config.rx_frames, config.tx_frames];
+    let is_good = |count: &u32| count.is_power_of_two() && (2..=65_536).contains(count);
+    if !counts.iter().all(is_good) || config.rx_waiting == 0 {
+        return Err(invalid(&format!(
+            "{config:?}: give powers of two from 2 to 65536, and some frames that wait"
+        )));
+    }
+    Ok(counts.map(|count| (count * FRAME_LEN) as usize))
 }
 
 fn attach(interface: &Interface, classifier: &Classifier, attach: Attach) -> io::Result<Attached> {
@@ -744,6 +755,20 @@ mod tests {
             privilege::keep_only(privilege::XDP).unwrap();
             open(&[(pair.a.addr, 4_100).into()], config).unwrap()[0].check().unwrap();
         });
+    }
+
+    #[test]
+    fn numbers_of_frames_are_checked() {
+        let good = XdpConfig::default();
+        assert_eq!(umem_lens(good).unwrap(), [4 << 20, 4 << 20]);
+        for bad in [
+            XdpConfig { rx_frames: 1_000, ..good },
+            XdpConfig { rx_frames: 1 << 21, ..good },
+            XdpConfig { tx_frames: 0, ..good },
+            XdpConfig { rx_waiting: 0, ..good },
+        ] {
+            assert_eq!(umem_lens(bad).unwrap_err().kind(), io::ErrorKind::InvalidInput, "{bad:?}");
+        }
     }
 
     /// Goal: after a lot of traffic every frame of a real UMEM is accounted for. Method: 30,000 datagrams across a link and

@@ -428,6 +428,8 @@ fn map_ring(socket: &Socket, ring: libc::c_int, frame_len: usize, count: u32) ->
         tp_frame_size: frame_len as libc::c_uint,
         tp_frame_nr: count,
     };
+    // An inbox counts its bytes in 32 bits.
+    assert!(len <= u32::MAX as usize, "{count} frames of {frame_len} bytes");
     set_option(socket, ring, &request)?;
     FrameMemory::of_socket(socket.as_fd(), len, 0)
 }
