@@ -113,6 +113,15 @@ impl Interface {
         }
     }
 
+    /// Asks again for the MTU, which may be changed at any time.
+    ///
+    /// # Errors
+    /// What the kernel says.
+    pub(crate) fn read_mtu(&mut self) -> io::Result<()> {
+        self.mtu = device::mtu(self.socket.as_fd(), &self.name)?;
+        Ok(())
+    }
+
     /// What to say of a system call on it that failed with `error`.
     pub(crate) fn named(&self, what: &str, error: &io::Error) -> io::Error {
         match error.raw_os_error() {

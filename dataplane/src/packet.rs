@@ -386,6 +386,8 @@ impl Port for PacketPort {
 
     fn check(&mut self) -> io::Result<()> {
         self.interface.state()?;
+        // The kernel writes to its log for each frame that is too long.
+        self.interface.read_mtu()?;
         let drops = self.rx.take_drops().map_err(|error| self.interface.named("no statistics", &error))?;
         self.counters.rx_overflow_drops += drops;
         self.neighbours.look_after(&self.interface, self.counters.rx_datagrams, Instant::now())

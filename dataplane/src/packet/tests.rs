@@ -501,6 +501,30 @@ fn a_device_that_is_behind_costs_datagrams() {
     assert_eq!(port.counters().tx_dropped, counters.tx_dropped);
 }
 
+/// Goal: what has become too long for the link is not handed to the kernel. Method: the MTU shrinks under a port.
+#[test]
+fn an_mtu_that_shrinks_is_seen() {
+    let Some(pair) = link(Offloads::Frames) else { return };
+    let mut port = bind(&pair.a, PLAIN);
+    let socket = kernel_socket(&pair.b);
+    socket.send_to(b"hello", port.local_addr()).unwrap();
+    let begun = Instant::now();
+    while port.rx_burst().unwrap() == 0 {
+        assert!(begun.elapsed() < PATIENCE);
+    }
+    let peer = *port.split().0.datagram(0).peer;
+    pair.a.namespace.command("ip", &["link", "set", "veth0", "mtu", "600"]).unwrap();
+    port.check().unwrap();
+    for len in [573, 572] {
+        let outbox = port.split().1;
+        outbox.begin(&peer, 1_000).unwrap().bytes[..len].fill(1);
+        outbox.commit(len);
+    }
+    port.tx_flush().unwrap();
+    assert_eq!((port.counters().tx_dropped, port.counters().tx_datagrams), (1, 1));
+    assert_eq!(socket.recv(&mut [0; 1_000]).unwrap(), 572);
+}
+
 /// Goal: frames of other ports do not enter a ring. Method: two ports on one interface, each with its own datagrams, and
 /// one for nobody.
 #[test]
