@@ -471,8 +471,8 @@ fn attach_error(interface: &str, error: io::Error) -> io::Error {
     io::Error::new(
         io::ErrorKind::ResourceBusy,
         format!(
-            "another XDP program is attached to {interface}: stop the process that put it there, or take it away with \
-             `ip link set dev {interface} xdp off`"
+            "another XDP program is attached to {interface}: stop the process that put it there; one that no process holds \
+             goes with `ip link set dev {interface} xdp off`, or `xdpgeneric off`"
         ),
     )
 }
