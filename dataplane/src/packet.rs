@@ -204,7 +204,7 @@ impl PacketPort {
         let failed = |what, error| interface.named(what, &error);
         let rx_frame_len = rx_frame_len(&interface);
         let place = Place::of(&interface)?;
-        let rx = RxRing::open(place, interface.index, port, rx_frame_len, config.rx_frames)
+        let rx = RxRing::open(place, interface.index, reservation.addr(), rx_frame_len, config.rx_frames)
             .map_err(|error| failed("no receive ring", error))?;
         let sending = if config.trains { sending(&interface) } else { Sending::Datagrams };
         let (frame_len, frames) = match sending {

@@ -1,4 +1,4 @@
-//! Ports of one process on one interface: which of them a frame is offered to.
+//! Ports of one process at one address of an interface: which of them a frame is offered to.
 //!
 //! Every packet socket has its filter, but the kernel runs the filters of all of them for every frame. In a fanout group
 //! (`PACKET_FANOUT`, packet(7)) one program says which socket is asked. On a veth pair, sending trains, 1,460-byte
@@ -16,6 +16,7 @@
 
 use std::{
     io,
+    net::Ipv4Addr,
     sync::{Arc, Mutex, PoisonError},
 };
 
@@ -29,7 +30,8 @@ use crate::frame_memory::FrameMemory;
 static GROUPS: Mutex<Vec<Group>> = Mutex::new(Vec::new());
 
 struct Group {
-    place: Place,
+    /// Ports of other addresses may have the same numbers.
+    place: (Place, Ipv4Addr),
     /// The kernel's number of it, once it has one.
     id: Option<u16>,
     /// In the order of the kernel's own table.
@@ -46,17 +48,17 @@ struct Member {
 /// A port's place among those of its interface. It has to be dropped after everything else that holds the socket.
 #[derive(Debug)]
 pub(crate) struct Membership {
-    place: Place,
+    place: (Place, Ipv4Addr),
     port: u16,
 }
 
 impl Membership {
-    /// Has the socket of UDP port `port`, which receives already, share its interface with the others.
+    /// Has the socket of UDP port `port`, which receives already, share its interface with the others of its address.
     ///
     /// # Errors
     /// What the kernel says of the system calls that also worked for the others.
     pub(crate) fn join(
-        place: Place,
+        place: (Place, Ipv4Addr),
         port: u16,
         socket: &Socket,
         memory: Arc<FrameMemory>,
@@ -68,8 +70,11 @@ impl Membership {
             groups.len() - 1
         });
         let member = Member { port, socket: socket.try_clone()?, _memory: memory };
-        groups[index].add(member)?;
-        Ok(Self { place, port })
+        let added = groups[index].add(member);
+        drop(groups);
+        // If the last step failed, what was done goes with it.
+        let membership = Self { place, port };
+        added.map(|()| membership)
     }
 }
 

@@ -14,6 +14,7 @@
 use std::{
     io,
     mem::{offset_of, size_of},
+    net::SocketAddrV4,
     os::fd::{AsFd, AsRawFd, BorrowedFd},
     sync::{
         Arc,
@@ -98,7 +99,7 @@ impl RxRing {
     pub(crate) fn open(
         place: Place,
         interface_index: u32,
-        port: u16,
+        addr: SocketAddrV4,
         frame_len: usize,
         count: u32,
     ) -> io::Result<Self> {
@@ -106,10 +107,10 @@ impl RxRing {
         let socket = packet_socket()?;
         set_option(&socket, libc::PACKET_VERSION, &(libc::tpacket_versions::TPACKET_V2 as libc::c_int))?;
         set_option(&socket, libc::PACKET_IGNORE_OUTGOING, &1)?;
-        socket.attach_filter(&filter::for_port(port))?;
+        socket.attach_filter(&filter::for_port(addr.port()))?;
         let memory = Arc::new(map_ring(&socket, libc::PACKET_RX_RING, frame_len, count)?);
         bind(&socket, interface_index, libc::ETH_P_ALL as u16)?;
-        let membership = Membership::join(place, port, &socket, Arc::clone(&memory))?;
+        let membership = Membership::join((place, *addr.ip()), addr.port(), &socket, Arc::clone(&memory))?;
         Ok(Self { socket, memory, frame_len, walk: Walk::new(count), _membership: membership })
     }
 

@@ -525,6 +525,26 @@ fn an_mtu_that_shrinks_is_seen() {
     assert_eq!(socket.recv(&mut [0; 1_000]).unwrap(), 572);
 }
 
+/// Goal: ports of one number at several addresses of an interface each hear what is sent to them. Method: two addresses,
+/// two ports of one number and one of another, and a socket that speaks to all.
+#[test]
+fn addresses_of_one_interface_do_not_share_ports() {
+    let Some(pair) = link(Offloads::Frames) else { return };
+    pair.a.namespace.command("ip", &["addr", "add", "10.77.0.9/24", "dev", "veth0"]).unwrap();
+    let second = Ipv4Addr::new(10, 77, 0, 9);
+    let addrs = [(pair.a.addr, 4_100), (second, 4_100), (second, 4_101)].map(SocketAddr::from);
+    let bind = |addr| pair.a.namespace.run(|| PacketPort::bind(addr, SMALL)).unwrap();
+    let mut ports = addrs.map(bind);
+    let socket = kernel_socket(&pair.b);
+    for (port, addr) in ports.iter_mut().zip(addrs) {
+        socket.send_to(b"hello", addr).unwrap();
+        let begun = Instant::now();
+        while port.rx_burst().unwrap() == 0 {
+            assert!(begun.elapsed() < PATIENCE, "{addr}: {:?}", port.counters());
+        }
+    }
+}
+
 /// Goal: frames of other ports do not enter a ring. Method: two ports on one interface, each with its own datagrams, and
 /// one for nobody.
 #[test]
