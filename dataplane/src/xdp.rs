@@ -342,6 +342,10 @@ fn open_patiently(
 }
 
 /// The queues of one core of a server or thread of a client.
+///
+/// The network card spreads datagrams over the queues of all ports that were opened together, whomever they are for. So all
+/// of them have to be polled, and are best dropped together: what comes in at the queues of one that is idle waits, and of
+/// one that is gone is lost.
 pub struct XdpPort {
     group: Arc<Group>,
     /// Which of the group's ports this is.
