@@ -360,6 +360,8 @@ pub struct XdpPort {
     borrowed: Vec<HandedOver>,
     /// Frames that could not be sent; empty but while a flush is made ready.
     unsent: Vec<u32>,
+    /// Whether the last flush left something in the TX ring that the device had no room for.
+    is_behind: bool,
     rx_waiting: u32,
     inbox: Inbox,
     outbox: Outbox,
@@ -412,6 +414,7 @@ impl XdpPort {
             next_queue: 0,
             borrowed: Vec::with_capacity(BURST_MAX),
             unsent: Vec::with_capacity(config.tx_frames as usize),
+            is_behind: false,
             rx_waiting: config.rx_waiting.min(config.rx_frames),
             inbox: Inbox::with_capacity(BURST_MAX, BURST_MAX),
             outbox,
@@ -563,46 +566,54 @@ impl XdpPort {
         tx.release();
     }
 
-    /// Has the kernel send what is in the TX ring, and takes back what it is through with.
+    /// Has the kernel send what is in the TX ring, waiting a little for a device that is behind.
     fn transmit(&mut self) -> io::Result<()> {
         let mut deadline = None;
-        let Self { group, queues, outbox, counters, .. } = self;
-        let Queue { socket, tx, number, .. } = &mut queues[0];
-        loop {
-            // Without zero-copy nothing moves but in this call; with it the device may be at work already.
-            let is_idle = !socket.is_zero_copy() || tx.tx_ring().needs_wakeup();
-            if is_idle && tx.waiting() > 0 {
-                match socket.transmit().map_err(|error| (error.raw_os_error(), error)) {
-                    Ok(()) | Err((Some(libc::EAGAIN | libc::ENOBUFS | libc::EINTR), _)) => {}
-                    // One frame was taken and dropped (`__xsk_generic_xmit`, net/xdp/xsk.c).
-                    Err((Some(libc::EBUSY), _)) => {
-                        counters.tx_dropped += 1;
-                        counters.tx_datagrams = counters.tx_datagrams.saturating_sub(1);
-                    }
-                    Err((_, error)) => {
-                        return Err(group.interface.named(&format!("cannot send at queue {number}"), &error));
-                    }
-                }
-            }
-            let frames = outbox.frames_mut();
-            tx.reap(|frame| frames.release(frame));
-            // What the device still holds comes back later; there has to be room for what is written next.
-            if tx.waiting() == 0 && frames.free_count() >= tx.with_kernel() as usize {
-                return Ok(());
-            }
+        while !self.kick()? {
             let now = Instant::now();
             if now >= *deadline.get_or_insert(now + SEND_TIMEOUT) {
-                // The rest goes with the next call.
+                // The rest goes with the next burst, also if nothing is sent then.
+                self.is_behind = true;
                 return Ok(());
             }
             std::hint::spin_loop();
         }
+        self.is_behind = false;
+        Ok(())
+    }
+
+    /// Has the kernel send what it will, takes back what it is through with, and tells whether that is enough.
+    fn kick(&mut self) -> io::Result<bool> {
+        let Self { group, queues, outbox, counters, .. } = self;
+        let Queue { socket, tx, number, .. } = &mut queues[0];
+        // Without zero-copy nothing moves but in this call; with it the device may be at work already.
+        let is_idle = !socket.is_zero_copy() || tx.tx_ring().needs_wakeup();
+        if is_idle && tx.waiting() > 0 {
+            match socket.transmit().map_err(|error| (error.raw_os_error(), error)) {
+                Ok(()) | Err((Some(libc::EAGAIN | libc::ENOBUFS | libc::EINTR), _)) => {}
+                // One frame was taken and dropped (`__xsk_generic_xmit`, net/xdp/xsk.c).
+                Err((Some(libc::EBUSY), _)) => {
+                    counters.tx_dropped += 1;
+                    counters.tx_datagrams = counters.tx_datagrams.saturating_sub(1);
+                }
+                Err((_, error)) => {
+                    return Err(group.interface.named(&format!("cannot send at queue {number}"), &error));
+                }
+            }
+        }
+        let frames = outbox.frames_mut();
+        tx.reap(|frame| frames.release(frame));
+        // What the device still holds comes back later; there has to be room for what is written next.
+        Ok(tx.waiting() == 0 && frames.free_count() >= tx.with_kernel() as usize)
     }
 }
 
 impl Port for XdpPort {
     fn rx_burst(&mut self) -> io::Result<usize> {
         self.end_loans();
+        if self.is_behind {
+            self.is_behind = !self.kick()?;
+        }
         self.take_over();
         for turn in 0..self.queues.len() {
             let index = (self.next_queue + turn) % self.queues.len();
