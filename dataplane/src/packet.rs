@@ -433,9 +433,12 @@ fn rx_frame_len(interface: &Interface) -> usize {
 }
 
 fn why_not_kept(error: &io::Error) -> String {
-    match error.kind() {
-        io::ErrorKind::PermissionDenied => "CAP_BPF and CAP_NET_ADMIN would keep it away".to_owned(),
-        _ => format!("the kernel has no TCX before 6.6: {error}"),
+    match error.raw_os_error() {
+        _ if error.kind() == io::ErrorKind::PermissionDenied => {
+            "CAP_BPF and CAP_NET_ADMIN would keep it away".to_owned()
+        }
+        Some(libc::EINVAL | libc::EOPNOTSUPP) => format!("the kernel has no TCX before 6.6: {error}"),
+        _ => error.to_string(),
     }
 }
 

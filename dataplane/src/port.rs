@@ -27,7 +27,7 @@ pub trait Port {
     fn split(&mut self) -> (Received<'_>, &mut Outbox);
 
     /// Sends everything in the outbox and makes its room free again. Waits at most 1 ms at a time for a device that is
-    /// behind, then drops.
+    /// behind, then drops what is left, or keeps it for the next burst where it lies in a ring.
     ///
     /// # Errors
     /// Only when the port is broken for good, with the interface or address in the message.

@@ -405,11 +405,12 @@ impl XdpPort {
         }
         let any = if fds.len() > 1 { Some(wait_on_any(&fds)?) } else { None };
         let Interface { mac, addr, .. } = group.interface;
-        let is_virtual = group.interface.is_virtual();
+        // In generic mode, frames of senders on the same machine come by as their kernel left them.
+        let may_be_partial = group.interface.is_virtual() || group.attached.hook == Hook::XdpGeneric;
         Ok(Self {
             index,
             local: Local { mac, addr, port: reservation.addr().port() },
-            checksums: if is_virtual { Checksums::VerifyOrPartial } else { Checksums::Verify },
+            checksums: if may_be_partial { Checksums::VerifyOrPartial } else { Checksums::Verify },
             queues,
             next_queue: 0,
             borrowed: Vec::with_capacity(BURST_MAX),
@@ -603,8 +604,10 @@ impl XdpPort {
         }
         let frames = outbox.frames_mut();
         tx.reap(|frame| frames.release(frame));
-        // What the device still holds comes back later; there has to be room for what is written next.
-        Ok(tx.waiting() == 0 && frames.free_count() >= tx.with_kernel() as usize)
+        // What the device still holds comes back later; there has to be room for what is written next. A device that reads
+        // the ring itself goes on meanwhile.
+        let has_room = frames.free_count() >= tx.with_kernel() as usize;
+        Ok(has_room && (tx.waiting() == 0 || (socket.is_zero_copy() && !is_idle)))
     }
 }
 

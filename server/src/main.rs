@@ -229,7 +229,6 @@ fn losses(stats: &[u64; STAT_COUNT]) -> String {
         (Statistic::RxBadFrames, "had broken headers"),
         (Statistic::RxBadChecksums, "had wrong checksums"),
         (Statistic::RxFragments, "were fragments"),
-        (Statistic::RxVlan, "had a VLAN tag"),
         (Statistic::RxIpv6, "were IPv6"),
         (Statistic::RxWrongDestination, "were for another address"),
         (Statistic::RxHandedOver, "came in at another core's queue"),

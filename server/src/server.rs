@@ -164,7 +164,8 @@ pub struct Server {
 }
 
 impl Server {
-    /// Opens all ports, maps all memory, and starts one pinned thread per core.
+    /// Opens all ports, maps all memory, and starts one pinned thread per core. These threads give up all capabilities for
+    /// good; the calling thread and others keep theirs.
     ///
     /// # Errors
     /// A sentence that names what is wrong and what would be right.
