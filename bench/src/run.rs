@@ -4,8 +4,8 @@ use std::{
     io,
     net::SocketAddr,
     sync::{
-        Arc, Barrier, Mutex, PoisonError,
-        atomic::{AtomicBool, AtomicU64, Ordering},
+        Arc, Mutex, PoisonError,
+        atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering},
     },
     thread,
     time::{Duration, Instant, SystemTime},
@@ -18,6 +18,8 @@ use linerate_dataplane::{
     FaultyPort, PacketPort, Port, UdpConfig, UdpPort,
     packet::PacketConfig,
     pin::pin_to_core,
+    port::FRAMES_CUT_OFF,
+    privilege::drop_all,
     transport::Transport,
     xdp::{self, XdpConfig},
 };
@@ -38,6 +40,13 @@ use crate::{
     output::{Environment, Kind, Report},
     workload::{STREAM_LEN, STREAMS_MAX, Stream, draw_streams},
 };
+
+/// Why rings are not measured on one host.
+const RINGS_NEED_TWO: &str = "rings are those of an interface between two hosts: give the --target of a server on \
+                              another one, or use `linerate-bench wire`";
+
+/// How often a thread that waits for others looks whether they are there.
+const RENDEZVOUS_INTERVAL: Duration = Duration::from_micros(200);
 
 /// How often the progress bar is moved.
 const PROGRESS_INTERVAL: Duration = Duration::from_millis(100);
@@ -60,15 +69,12 @@ pub fn run(options: &RunOptions, stop: &AtomicBool) -> anyhow::Result<Report> {
     match transport {
         Transport::Udp => run_datagrams(options, stop, Datagrams::Udp, udp, udp),
         Transport::Packet => {
+            anyhow::ensure!(options.target != "embedded", RINGS_NEED_TWO);
             let open = |addrs: &[SocketAddr]| PacketPort::connect(addrs, PacketConfig::default());
             run_datagrams(options, stop, Datagrams::Packet, open, plain_udp)
         }
         Transport::Xdp => {
-            anyhow::ensure!(
-                options.target != "embedded",
-                "the queues of an interface serve one end only: give the --target of a server on another host, or use \
-                 `linerate-bench wire`"
-            );
+            anyhow::ensure!(options.target != "embedded", RINGS_NEED_TWO);
             // All threads share the queues of the interface, which can be opened only once.
             let opened = Mutex::new(None);
             let open = |addrs: &[SocketAddr]| {
@@ -186,7 +192,8 @@ pub(crate) fn run_over<P: Port, Q: Port>(
     let shared = Shared {
         live: AtomicU64::new(0),
         stop,
-        begin: Barrier::new(streams.len() + 1),
+        begin: Rendezvous::new(streams.len() + 1),
+        end: Rendezvous::new(streams.len()),
         checker,
         is_crowded: cpus.is_crowded || shares_cpus,
     };
@@ -205,7 +212,10 @@ pub(crate) fn run_over<P: Port, Q: Port>(
                 })
             })
             .collect();
-        shared.begin.wait();
+        shared.begin.arrive();
+        while !shared.begin.is_complete() {
+            thread::sleep(RENDEZVOUS_INTERVAL);
+        }
         let sampled = watch(options, &shared, label, &mut control, watch_check.as_mut(), probe);
         let reports: anyhow::Result<Vec<LoadReport>> = threads
             .into_iter()
@@ -248,6 +258,14 @@ pub(crate) fn run_over<P: Port, Q: Port>(
         config: options.config(server_cores),
         ..summarise(Kind::Run, options, &reports, environment)
     };
+    if reports.iter().any(|report| report.counters.port.rx_truncated > 0) {
+        eprintln!("linerate-bench: warning: {FRAMES_CUT_OFF}");
+    }
+    anyhow::ensure!(
+        report.ops > 0,
+        "not one operation was answered within {} s, although the server is there",
+        options.duration
+    );
     let overflowed = report.rx_overflow_drops + grown(Statistic::RxOverflowDrops);
     Ok(Report { rx_overflow_drops: overflowed, ..report })
 }
@@ -257,9 +275,42 @@ struct Shared<'a> {
     /// Operations ended so far.
     live: AtomicU64,
     stop: &'a AtomicBool,
-    begin: Barrier,
+    begin: Rendezvous,
+    end: Rendezvous,
     checker: Option<&'a Checker>,
     is_crowded: bool,
+}
+
+/// Where threads wait for each other, each in its own way.
+struct Rendezvous {
+    expected: usize,
+    arrived: AtomicUsize,
+}
+
+impl Rendezvous {
+    const fn new(expected: usize) -> Self {
+        Self { expected, arrived: AtomicUsize::new(0) }
+    }
+
+    fn arrive(&self) {
+        self.arrived.fetch_add(1, Ordering::AcqRel);
+    }
+
+    fn is_complete(&self) -> bool {
+        self.arrived.load(Ordering::Acquire) >= self.expected
+    }
+
+    /// Waits for the others, and goes on to look after the session's port meanwhile: datagrams for another thread may
+    /// come in there.
+    fn meet<P: Port>(&self, session: &mut Session<P>) -> io::Result<()> {
+        self.arrive();
+        while !self.is_complete() {
+            if session.poll(session.now(), &mut |_| {})? == 0 {
+                thread::sleep(RENDEZVOUS_INTERVAL);
+            }
+        }
+        Ok(())
+    }
 }
 
 fn client_thread<P: Port>(
@@ -272,8 +323,21 @@ fn client_thread<P: Port>(
     connect: impl FnOnce() -> Result<Session<P>, ConnectError>,
 ) -> anyhow::Result<LoadReport> {
     // All threads begin together, also when one could not connect: the others must not wait for it.
-    let session = pin_to_core(cpu).map_err(anyhow::Error::from).and_then(|()| Ok(connect()?));
-    shared.begin.wait();
+    let session = pin_to_core(cpu).map_err(anyhow::Error::from).and_then(|()| {
+        let session = connect()?;
+        // Everything is open.
+        drop_all()?;
+        Ok(session)
+    });
+    let mut session = match session {
+        Ok(session) => session,
+        Err(error) => {
+            shared.begin.arrive();
+            shared.end.arrive();
+            return Err(error);
+        }
+    };
+    let met = shared.begin.meet(&mut session);
     let (warmup, duration) = options.times();
     let plan = LoadPlan {
         process: shared.checker.map_or(0, Checker::process),
@@ -286,8 +350,10 @@ fn client_thread<P: Port>(
         warmup,
         duration,
     };
-    let result = run_load(&mut session?, stream, &plan, shared.checker, &shared.live, shared.stop);
-    result.context("a client thread lost its port")
+    let result =
+        met.and_then(|()| run_load(&mut session, stream, &plan, shared.checker, &shared.live, shared.stop));
+    let met = shared.end.meet(&mut session);
+    result.and_then(|report| met.map(|()| report)).context("a client thread lost its port")
 }
 
 /// Shows progress while the threads run, and takes the servers' statistics at the beginning and at the end of what is

@@ -45,7 +45,7 @@ use crate::{
     ceiling::{CeilingPorts, ceiling_over, each_core},
     options::{Cpus, RunOptions, WireOptions},
     output::{Environment, Report, number, plain_table, shown},
-    run::{RunPorts, check_stop, draw, run_over},
+    run::{RunPorts, check_stop, draw, plain_udp, run_over},
     workload::Stream,
 };
 
@@ -174,6 +174,10 @@ pub struct Measured {
 /// A sentence that names the privilege or program that is missing and how to get it, or what else went wrong with all
 /// ports alike.
 pub fn wire(options: &WireOptions, stop: &AtomicBool) -> anyhow::Result<WireReport> {
+    anyhow::ensure!(
+        options.rate.is_none() || options.ports.contains(&WirePort::Udp),
+        "--rate is for udp, which is not among the --ports"
+    );
     let environment = Environment::look(SystemTime::now());
     // What is missing should show before, not after minutes.
     let cpus = Cpus::assign(1, 1)?;
@@ -422,9 +426,7 @@ impl Bench<'_> {
             label: self.port.name(),
             start: |config| self.start(config),
             connect: |servers: &[SocketAddr], config, _| Session::connect(servers, config, &open),
-            control: |servers: &[SocketAddr], config| {
-                Session::connect_udp(servers, SessionConfig { trains: false, ..config })
-            },
+            control: |servers: &[SocketAddr], config| Session::connect(servers, config, plain_udp),
             shares_cpus: self.cable.has_receivers(),
         };
         run_over(options, self.stop, ports, streams, probe)

@@ -14,7 +14,11 @@ use std::{
     time::Duration,
 };
 
-use linerate_dataplane::netns::Namespace;
+use linerate_dataplane::{
+    netns::{Namespace, Pair, PairConfig},
+    pin::allowed_cores,
+};
+use linerate_server::{Datagrams, Server, ServerConfig};
 use nix::{
     sys::signal::{Signal, kill},
     unistd::Pid,
@@ -57,6 +61,41 @@ fn compare(arguments: &str) -> String {
         }
     }
     panic!("this machine is too busy");
+}
+
+/// Goal: the threads of a client share the queues of their interface. Method: `run --check` with two threads, over two
+/// queues on each side, against a server of two cores: most datagrams come in at a queue of the other thread or core.
+#[test]
+fn threads_share_an_interface() {
+    if !is_available() {
+        return;
+    }
+    let (here, there) = (Namespace::new().unwrap(), Namespace::new().unwrap());
+    let pair = Pair::new(&here, &there, PairConfig { queues: 2, ..PairConfig::default() }).unwrap();
+    let cpus = allowed_cores().unwrap().into_iter().cycle().take(2).collect();
+    for (datagrams, name) in [(Datagrams::Xdp, "xdp"), (Datagrams::Packet, "packet")] {
+        let config = ServerConfig {
+            listen: pair.a.addr.into(),
+            port: 0,
+            cpus: Vec::clone(&cpus),
+            memory_len: 64 << 20,
+            datagrams: Some(datagrams),
+            tcp: false,
+            insecure_no_auth: true,
+            ..ServerConfig::default()
+        };
+        let server = here.run(|| Server::start(&config)).unwrap();
+        let arguments = format!(
+            "run --target {} --transport {name} --threads 2 --records 5000 --warmup 0.1 --duration 0.3 --check --json -",
+            server.addr()
+        );
+        let output = there.run(|| bench(&arguments));
+        let error = String::from_utf8_lossy(&output.stderr);
+        assert!(output.status.success(), "{name}: {error}");
+        let report: Value = serde_json::from_slice(&output.stdout).unwrap();
+        assert!(report["ops"].as_u64().unwrap() > 0 && report["errors"] == 0, "{name}: {report}");
+        assert_eq!(report["check"]["violations"], 0, "{name}: {report}");
+    }
 }
 
 /// Checks the fields of one measurement.

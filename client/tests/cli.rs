@@ -194,7 +194,7 @@ fn wrong_options_are_refused_with_what_is_allowed() {
         (&["--timeout-ms", "0", "get", "key"], "1..=600000"),
         (&["--timeout-ms", "600001", "get", "key"], "1..=600000"),
         (&["ping", "--count", "0"], "1..=1000000"),
-        (&["--transport", "quic", "get", "key"], "udp, tcp"),
+        (&["--transport", "quic", "get", "key"], "udp, packet, xdp, tcp or auto"),
         (&["get"], "<KEY>"),
         (&["put", "key"], "<VALUE>"),
         (&["steal", "key"], "steal"),

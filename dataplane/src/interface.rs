@@ -32,6 +32,9 @@ const LOOK_INTERVAL: Duration = Duration::from_secs(10);
 /// Time between two looks at the neighbour table while one is waited for.
 const RESOLVE_INTERVAL: Duration = Duration::from_millis(2);
 
+/// An interface that is removed is down before; after this long it is only down.
+const REMOVAL_TIMEOUT: Duration = Duration::from_millis(100);
+
 /// An entry of the neighbour table that has an address (`ATF_COM`, linux/if_arp.h).
 const ATF_COM: u32 = 0x2;
 
@@ -73,7 +76,8 @@ impl Interface {
             holds(known, netmask).then(|| (without_label(&entry.interface_name).to_owned(), netmask))
         });
         let Some((name, netmask)) = found else {
-            let what = format!("no interface has the address {addr}");
+            let what =
+                format!("no interface has the address {addr}: `ip address` lists those that there are");
             return Err(io::Error::new(io::ErrorKind::AddrNotAvailable, what));
         };
         let link = getifaddrs()?.filter(|entry| entry.interface_name == name).find_map(|entry| {
@@ -105,12 +109,31 @@ impl Interface {
     /// # Errors
     /// A sentence: that it is down, or that it was removed.
     pub(crate) fn state(&self) -> io::Result<()> {
+        match self.is_up() {
+            Ok(true) => Ok(()),
+            Ok(false) => Err(self.down()),
+            Err(error) => Err(error),
+        }
+    }
+
+    fn is_up(&self) -> io::Result<bool> {
         match device::flags(self.socket.as_fd(), &self.name) {
-            Ok(flags) if flags & libc::IFF_UP != 0 => Ok(()),
-            Ok(_) => Err(down(&self.name)),
+            Ok(flags) => Ok(flags & libc::IFF_UP != 0),
             Err(error) if error.raw_os_error() == Some(libc::ENODEV) => Err(gone(&self.name)),
             Err(error) => Err(error),
         }
+    }
+
+    /// That it is down; or that it was removed, if that is why.
+    fn down(&self) -> io::Error {
+        let begun = Instant::now();
+        while begun.elapsed() < REMOVAL_TIMEOUT {
+            match self.is_up() {
+                Ok(_) => std::thread::sleep(RESOLVE_INTERVAL),
+                Err(error) => return error,
+            }
+        }
+        down(&self.name)
     }
 
     /// Asks again for the MTU, which may be changed at any time.
@@ -125,7 +148,7 @@ impl Interface {
     /// What to say of a system call on it that failed with `error`.
     pub(crate) fn named(&self, what: &str, error: &io::Error) -> io::Error {
         match error.raw_os_error() {
-            Some(libc::ENETDOWN) => down(&self.name),
+            Some(libc::ENETDOWN) => self.down(),
             Some(libc::ENXIO | libc::ENODEV) => gone(&self.name),
             _ => io::Error::new(error.kind(), format!("{what} on {}: {error}", self.name)),
         }

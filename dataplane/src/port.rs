@@ -8,6 +8,10 @@ use std::{
 
 use crate::{frame::FrameFault, frame_memory::LentMemory, outbox::Outbox};
 
+/// What to say when a port has [`rx_truncated`](PortCounters::rx_truncated) datagrams.
+pub const FRAMES_CUT_OFF: &str = "frames longer than those of the ring arrive and are lost: on virtual links a sender's \
+                                  trains cross whole unless its `ethtool -K INTERFACE tx-udp-segmentation off` has them cut";
+
 /// One end of a link, owned by one thread: bursts of datagrams in, bursts of datagrams out.
 ///
 /// A port owns its memory and lends it. What [`rx_burst`](Port::rx_burst) received stays readable until the next

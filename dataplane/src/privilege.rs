@@ -11,6 +11,9 @@ pub(crate) const PACKET: &[Capability] = &[Capability::CAP_NET_RAW];
 pub(crate) const XDP: &[Capability] =
     &[Capability::CAP_NET_RAW, Capability::CAP_NET_ADMIN, Capability::CAP_BPF];
 
+/// What is good to have beside [`XDP`]: the memory of its rings is locked, and few may lock as much (getrlimit(2)).
+const XDP_BESIDES: &[Capability] = &[Capability::CAP_IPC_LOCK];
+
 /// Which of the capabilities the calling thread lacks.
 pub(crate) fn missing(needed: &[Capability]) -> Vec<Capability> {
     // A kernel that does not tell is asked by trying.
@@ -29,17 +32,20 @@ pub(crate) fn require(what: &str, needed: &[Capability]) -> io::Result<()> {
     if missing.is_empty() {
         return Ok(());
     }
-    let names = |capabilities: &[Capability], separator| {
-        capabilities.iter().map(ToString::to_string).collect::<Vec<_>>().join(separator)
-    };
     let program =
         std::env::current_exe().map_or_else(|_| "PROGRAM".to_owned(), |path| path.display().to_string());
+    let besides = if needed == XDP { XDP_BESIDES } else { &[] };
     let message = format!(
         "{what} needs {}: run it with sudo, or once `sudo setcap {}+ep {program}`",
         names(&missing, ", "),
-        names(needed, ",").to_lowercase(),
+        names(&[needed, besides].concat(), ",").to_lowercase(),
     );
     Err(io::Error::new(io::ErrorKind::PermissionDenied, message))
+}
+
+/// The names of capabilities, separated.
+pub(crate) fn names(capabilities: &[Capability], separator: &str) -> String {
+    capabilities.iter().map(ToString::to_string).collect::<Vec<_>>().join(separator)
 }
 
 /// Gives up all capabilities of the calling thread and of threads that it starts from now on, for good: a program that it
@@ -86,7 +92,10 @@ mod tests {
                 text.starts_with("AF_XDP on veth0 needs CAP_NET_RAW, CAP_NET_ADMIN, CAP_BPF: "),
                 "{text}"
             );
-            assert!(text.contains("sudo setcap cap_net_raw,cap_net_admin,cap_bpf+ep /"), "{text}");
+            assert!(
+                text.contains("sudo setcap cap_net_raw,cap_net_admin,cap_bpf,cap_ipc_lock+ep /"),
+                "{text}"
+            );
         })
         .join()
         .unwrap();

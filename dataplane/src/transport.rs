@@ -91,11 +91,15 @@ pub fn best(local: IpAddr) -> (Transport, String) {
     if local.is_unspecified() {
         return (Transport::Udp, "rings need the address of one interface".to_owned());
     }
-    let zero_copy = Interface::of_address(local).and_then(|interface| {
-        privilege::require(&format!("AF_XDP on {}", interface.name), privilege::XDP)?;
-        xdp::probe_zero_copy(&interface)?;
-        Ok(interface.name)
-    });
+    let missing = privilege::missing(privilege::XDP);
+    let zero_copy = match Interface::of_address(local) {
+        Err(error) => return (Transport::Udp, error.to_string()),
+        Ok(_) if !missing.is_empty() => Err(format!("not without {}", privilege::names(&missing, ", "))),
+        Ok(interface) => match xdp::probe_zero_copy(&interface) {
+            Ok(()) => Ok(interface.name),
+            Err(error) => Err(error.to_string()),
+        },
+    };
     match (zero_copy, udp::has_trains()) {
         (Ok(name), _) => (Transport::Xdp, format!("the driver of {name} gives AF_XDP its own buffers")),
         (Err(error), true) => {

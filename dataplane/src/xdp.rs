@@ -151,7 +151,7 @@ pub(crate) fn probe_zero_copy(interface: &Interface) -> io::Result<()> {
     let umem = Umem { memory: Arc::new(FrameMemory::anonymous(len)?), start: 0, len, frame_len: FRAME_LEN };
     let counts = RingCounts { fill: COUNT, rx: COUNT, tx: COUNT, completion: COUNT };
     let binding = Binding { interface_index: interface.index, queue: 0, copy: false };
-    let (socket, _) = XskSocket::open(umem, counts, binding)
+    let (socket, _) = open_patiently(&umem, counts, binding)
         .map_err(|error| interface.named("no AF_XDP socket", &error))?;
     if socket.is_zero_copy() {
         return Ok(());
@@ -323,8 +323,8 @@ impl Queue {
     }
 }
 
-/// Opens a socket, waiting a little for a queue that is taken: the kernel lets go of it in the background, a moment after
-/// its last owner is gone (`xp_put_pool`, net/xdp/xsk_buff_pool.c).
+/// Opens a socket, waiting a little for a queue that is taken, and for memory that others have locked: the kernel lets go of
+/// both in the background, a moment after their last owner is gone (`xp_put_pool`, net/xdp/xsk_buff_pool.c).
 fn open_patiently(
     umem: &Umem,
     counts: RingCounts,
@@ -333,7 +333,10 @@ fn open_patiently(
     let deadline = Instant::now() + RELEASE_TIMEOUT;
     loop {
         match XskSocket::open(umem.clone(), counts, binding) {
-            Err(error) if error.raw_os_error() == Some(libc::EBUSY) && Instant::now() < deadline => {
+            Err(error)
+                if matches!(error.raw_os_error(), Some(libc::EBUSY | libc::ENOBUFS))
+                    && Instant::now() < deadline =>
+            {
                 std::thread::sleep(RELEASE_RETRY);
             }
             opened => return opened,
@@ -728,8 +731,8 @@ fn too_few_queues(interface: &Interface, ports: usize) -> String {
     let Interface { name, queues, .. } = interface;
     let remedy = if queues.combined { format!("combined {ports}") } else { format!("rx {ports} tx {ports}") };
     format!(
-        "{name} has {} receive queues for {ports} cores: `ethtool -L {name} {remedy}`, or use at most {} cores",
-        queues.rx, queues.rx
+        "{ports} cores or threads need as many receive queues and {name} has {}: `ethtool -L {name} {remedy}`, or use fewer",
+        queues.rx
     )
 }
 

@@ -460,7 +460,10 @@ fn what_is_taken_is_named() {
 fn fewer_queues_than_cores_are_an_error_with_the_remedy() {
     let Some(pair) = link(PairConfig::default()) else { return };
     let error = serve(&pair, &[4_100, 4_101, 4_102]).unwrap_err().to_string();
-    assert!(error.contains("veth0 has 1 receive queues for 3 cores: `ethtool -L veth0 "), "{error}");
+    assert!(
+        error.contains("3 cores or threads need as many receive queues and veth0 has 1: `ethtool -L veth0 "),
+        "{error}"
+    );
 }
 
 #[test]

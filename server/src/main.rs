@@ -18,6 +18,7 @@ use bytesize::ByteSize;
 use clap::Parser;
 use linerate_dataplane::{
     pin::{CoreList, allowed_cores},
+    port::FRAMES_CUT_OFF,
     privilege,
     transport::{self, Transport, Wanted},
 };
@@ -173,8 +174,13 @@ fn report_until(server: &Server, stop: &AtomicBool, interval_s: u64) {
     /// How soon a signal is acted upon.
     const CHECK_INTERVAL: Duration = Duration::from_millis(20);
     let mut before = (Instant::now(), server.stats());
+    let mut warned = false;
     while !stop.load(Ordering::Relaxed) && !server.has_failed() {
         std::thread::sleep(CHECK_INTERVAL);
+        if !warned && server.stats()[Statistic::RxTruncated as usize] > 0 {
+            warned = true;
+            eprintln!("linerate-server: warning: {FRAMES_CUT_OFF}");
+        }
         let since = before.0.elapsed();
         if interval_s > 0 && since >= Duration::from_secs(interval_s) {
             let stats = server.stats();

@@ -361,7 +361,12 @@ fn open_packet(addrs: &[SocketAddr]) -> io::Result<Opened<PacketPort>> {
     let bind = |&addr: &SocketAddr| PacketPort::bind(addr, PacketConfig::default());
     let ports: Vec<_> = addrs.iter().map(bind).collect::<io::Result<_>>()?;
     let mode = ports.first().map(PacketPort::mode).unwrap_or_default();
-    Ok(Opened { ports, mode, warning: None })
+    let on_loopback = addrs.first().is_some_and(|addr| addr.ip().is_loopback());
+    let warning = on_loopback.then(|| {
+        "rings on the loopback are heard by rings only: listen at the address of an interface, or on udp"
+            .to_owned()
+    });
+    Ok(Opened { ports, mode, warning })
 }
 
 fn open_xdp(addrs: &[SocketAddr]) -> io::Result<Opened<XdpPort>> {

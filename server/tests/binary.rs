@@ -119,7 +119,7 @@ fn wrong_options_are_refused_with_the_range() {
         (&["--port", "65536"], "65535"),
         (&["--listen", "nowhere"], "--listen"),
         (&["--idle", "sleep"], "spin or epoll"),
-        (&["--transports", "quic"], "udp, tcp"),
+        (&["--transports", "quic"], "udp, packet, xdp, tcp or auto"),
         (&["--stats-interval", "often"], "--stats-interval"),
     ];
     for (options, expected) in cases {

@@ -144,7 +144,7 @@ impl Drop for Published {
 fn a_missing_capability_is_named() {
     let published = Published::new();
     for (ring, capabilities) in
-        [("packet", "cap_net_raw+ep"), ("xdp", "cap_net_raw,cap_net_admin,cap_bpf+ep")]
+        [("packet", "cap_net_raw+ep"), ("xdp", "cap_net_raw,cap_net_admin,cap_bpf,cap_ipc_lock+ep")]
     {
         let program = published.0.to_str().unwrap();
         let mut command = command(program, &["--transport", ring, "--port", "0", "--memory", "32MiB"]);
