@@ -9,9 +9,10 @@
 
 use std::{
     fs::{self, File},
-    io,
+    io::{self, Write as _},
     net::{Ipv4Addr, UdpSocket},
     os::fd::AsRawFd,
+    panic::Location,
     process::{Command, Stdio},
     sync::Arc,
     thread,
@@ -61,17 +62,25 @@ impl Namespace {
         Ok(namespace)
     }
 
-    /// Whether this process can make namespaces and links; for tests, which say why they did not run.
+    /// Whether this process can make namespaces and links; for tests. If not, says so on standard error, past the test
+    /// harness, which shows nothing of tests that pass.
     ///
-    /// # Errors
-    /// The reason and the remedy in one sentence.
-    pub fn available() -> Result<(), String> {
+    /// # Panics
+    /// If not although `LINERATE_RINGS` is `required`.
+    #[must_use]
+    #[track_caller]
+    pub fn is_available() -> bool {
         let all = || {
             let namespace = Self::new()?;
             namespace.command("ethtool", &["--version"])?;
             Pair::new(&namespace, &Self::new()?, PairConfig::default()).map(drop)
         };
-        all().map_err(|error| error.to_string())
+        let Err(reason): io::Result<()> = all() else { return true };
+        let caller = Location::caller();
+        writeln!(io::stderr(), "{caller}: not run: {reason}").expect("standard error takes a line");
+        let required = std::env::var_os("LINERATE_RINGS").is_some_and(|value| value == "required");
+        assert!(!required, "LINERATE_RINGS=required, but {reason}");
+        false
     }
 
     /// Runs `work` in a thread of its own inside the namespace and waits for it. Sockets that it opens stay in the
@@ -424,22 +433,11 @@ fn failure(program: &str, arguments: &[&str], said: &str) -> io::Error {
 
 #[cfg(test)]
 mod tests {
-    use std::{io::Write, path::PathBuf};
+    use std::path::PathBuf;
 
     use nix::sched::sched_getaffinity;
 
     use super::*;
-
-    /// Says why a test does not run, and fails where it has to.
-    fn is_available() -> bool {
-        let Err(reason) = Namespace::available() else { return true };
-        assert!(
-            std::env::var_os("LINERATE_RINGS").is_none_or(|value| value != "required"),
-            "LINERATE_RINGS=required, but {reason}"
-        );
-        let _ = writeln!(io::stderr(), "not run: {reason}");
-        false
-    }
 
     fn socket(end: &End) -> UdpSocket {
         let socket = end.namespace.run(|| UdpSocket::bind((end.addr, 0))).unwrap();
@@ -455,7 +453,7 @@ mod tests {
     /// interfaces are seen from inside only.
     #[test]
     fn two_namespaces_exchange_datagrams() {
-        if !is_available() {
+        if !Namespace::is_available() {
             return;
         }
         let (a, b) = (Namespace::new().unwrap(), Namespace::new().unwrap());
@@ -477,7 +475,7 @@ mod tests {
     /// a namespace that is still there shows.
     #[test]
     fn nothing_is_left_when_dropped() {
-        if !is_available() {
+        if !Namespace::is_available() {
             return;
         }
         let (a, b) = (Namespace::new().unwrap(), Namespace::new().unwrap());
@@ -493,7 +491,7 @@ mod tests {
     /// Goal: hosts of a switch reach each other. Method: three hosts, a datagram from each to each.
     #[test]
     fn hosts_of_a_switch_reach_each_other() {
-        if !is_available() {
+        if !Namespace::is_available() {
             return;
         }
         let mut switch = Switch::new(PairConfig { queues: 2, ..PairConfig::default() }).unwrap();
@@ -513,7 +511,7 @@ mod tests {
     /// name before and after, their CPUs, and a datagram that arrives all the same.
     #[test]
     fn a_thread_receives() {
-        if !is_available() {
+        if !Namespace::is_available() {
             return;
         }
         let (here, there) = (Namespace::new().unwrap(), Namespace::new().unwrap());
@@ -534,7 +532,7 @@ mod tests {
     /// Goal: the features say what crosses. Method: ask ethtool(8).
     #[test]
     fn offloads_are_set_as_asked() {
-        if !is_available() {
+        if !Namespace::is_available() {
             return;
         }
         for (offloads, checksums, segments) in [
@@ -558,7 +556,7 @@ mod tests {
     /// Goal: a thread enters for good, and what it starts is inside too. Method: the namespaces that threads see.
     #[test]
     fn threads_enter_and_stay() {
-        if !is_available() {
+        if !Namespace::is_available() {
             return;
         }
         let here = || fs::read_link("/proc/thread-self/ns/net").unwrap();

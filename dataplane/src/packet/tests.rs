@@ -42,6 +42,17 @@ fn link(offloads: Offloads) -> Option<Pair> {
     or_say("a packet port on a veth pair", make())
 }
 
+/// Each kind of link, how a port on it is set up, and whether it then sends trains.
+#[track_caller]
+fn links() -> [(Option<Pair>, PacketConfig, bool); 4] {
+    [
+        (link(Offloads::Frames), SMALL, true),
+        (link(Offloads::Frames), PLAIN, false),
+        (link(Offloads::Whole), SMALL, false),
+        (link(Offloads::SummedFrames), SMALL, true),
+    ]
+}
+
 fn bind(end: &End, config: PacketConfig) -> PacketPort {
     end.namespace.run(|| PacketPort::bind((end.addr, 0).into(), config)).unwrap()
 }
@@ -114,13 +125,7 @@ fn snmp(end: &End, protocol: &str, name: &str) -> u64 {
 /// at the other end of every kind of link, for every way to send.
 #[test]
 fn the_kernel_understands_all_lengths() {
-    let links = [
-        (link(Offloads::Frames), SMALL, true),
-        (link(Offloads::Frames), PLAIN, false),
-        (link(Offloads::Whole), SMALL, false),
-        (link(Offloads::SummedFrames), SMALL, true),
-    ];
-    for (pair, config, trains) in links {
+    for (pair, config, trains) in links() {
         let Some(pair) = pair else { return };
         let mut port = bind(&pair.a, config);
         assert_eq!(port.mode().contains("trains"), trains, "{}", port.mode());
@@ -146,13 +151,7 @@ fn the_kernel_understands_all_lengths() {
 /// Goal: two packet ports understand each other, in bursts and trains. Method: all lengths in bursts, there and back.
 #[test]
 fn ports_understand_each_other() {
-    let links = [
-        (link(Offloads::Frames), SMALL, true),
-        (link(Offloads::Frames), PLAIN, false),
-        (link(Offloads::Whole), SMALL, false),
-        (link(Offloads::SummedFrames), SMALL, true),
-    ];
-    for (pair, config, trains) in links {
+    for (pair, config, trains) in links() {
         let Some(pair) = pair else { return };
         let mut server = bind(&pair.a, config);
         let mut client = connect(&pair.b, server.local_addr(), config);
