@@ -29,7 +29,7 @@ use linerate_proto::{
 use crate::{
     core_loop::{self, CorePorts, Idle},
     stats::{Published, sum},
-    store::Store,
+    store::{AtCapacity, Store},
     worker::Worker,
 };
 
@@ -219,7 +219,7 @@ impl Server {
                 lease: LEASE,
                 queue_datagrams,
             };
-            let store = Store::new(per_core - sessions_len, rand::random())?;
+            let store = Store::new(per_core - sessions_len, AtCapacity::Refuse, rand::random())?;
             let worker = Worker::new(store, sessions, server.published[core].clone());
             let (idle, stop) = (config.idle, Arc::clone(&server.stop));
             let (ready, prepared) = std::sync::mpsc::channel();

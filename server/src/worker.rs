@@ -13,14 +13,14 @@ use linerate_proto::{
     wire::{
         self, Common, DATAGRAM_LEN_MAX, Flags, Gets, Kind, LongValue, OpResult, OperationKind, Operations,
         Piece, Pieces, Ping, REPLY_DATAGRAMS_MAX, Range, Ranges, Reason, ReplyBuilder, ReplyHeader,
-        RequestHeader, Statistics,
+        RequestHeader, Statistics, Terms,
     },
 };
 use zerocopy::{FromBytes, IntoBytes};
 
 use crate::{
     stats::{Published, WorkerCounters},
-    store::{Found, NoSpace, Probe, Store},
+    store::{Found, Probe, Refusal, Store},
 };
 
 /// A batch is executed once it holds this many operations. Prefetching needs some 64 to hide a memory access; more than
@@ -297,7 +297,7 @@ impl Worker {
 
     /// Finds all items of the batch, whose buckets are on their way since they were hashed, and sets the items' lines
     /// on their way.
-    fn prefetch(&self, batch: &mut Batch<'_>) {
+    fn prefetch(&mut self, batch: &mut Batch<'_>) {
         for lookup in &mut batch.lookups {
             lookup.probe = self.store.probe(lookup.hash, lookup.probe);
         }
@@ -460,7 +460,7 @@ impl Worker {
     #[inline(always)]
     fn result_of<'s>(&self, found: Option<Found<'s>>) -> (OpResult<'s>, u64) {
         match found {
-            Some(Found { value, version }) => (OpResult::Value(value), version),
+            Some(Found { value, version, .. }) => (OpResult::Value(value), version),
             None => (OpResult::NotFound, self.store.version()),
         }
     }
@@ -532,7 +532,7 @@ impl Worker {
         for (operation, Lookup { hash, .. }) in operations.zip(lookups) {
             let operation = operation.expect("the request was parsed when it joined the batch");
             let result = match operation.kind {
-                OperationKind::Put => self.put(operation.key, *hash, operation.value),
+                OperationKind::Put => self.put(operation.key, *hash, operation.value, Terms::default()),
                 OperationKind::Delete => {
                     self.counters.deletes += 1;
                     match self.store.delete(operation.key, *hash) {
@@ -541,7 +541,7 @@ impl Worker {
                     }
                 }
                 OperationKind::Commit(number) => match self.sessions.take(request.header, number) {
-                    Some(value) => self.put(operation.key, *hash, &value),
+                    Some(value) => self.put(operation.key, *hash, &value, Terms::default()),
                     None => OpResult::NotExecuted(Reason::NotStaged),
                 },
                 OperationKind::Get => unreachable!("a request of writes holds no get: Operations::new"),
@@ -551,17 +551,29 @@ impl Worker {
     }
 
     #[inline]
-    fn put(&mut self, key: Key<'_>, hash: u64, value: &[u8]) -> OpResult<'static> {
+    fn put(&mut self, key: Key<'_>, hash: u64, value: &[u8], terms: Terms) -> OpResult<'static> {
         self.counters.puts += 1;
         if is_active(Mutant::LostWrite) && self.counters.puts.is_multiple_of(16) {
             return OpResult::Done;
         }
-        match self.store.put(key, hash, value) {
+        match self.store.put(key, hash, value, terms) {
             Ok(_) => OpResult::Done,
-            Err(NoSpace) => {
+            Err(refusal) => self.refused(refusal),
+        }
+    }
+
+    /// The result of a write that had no effect.
+    #[cold]
+    fn refused(&mut self, refusal: Refusal) -> OpResult<'static> {
+        match refusal {
+            Refusal::NoSpace => {
                 self.counters.no_space += 1;
                 OpResult::NotExecuted(Reason::NoSpace)
             }
+            Refusal::NotFound => OpResult::NotFound,
+            Refusal::Exists(_) => OpResult::NotExecuted(Reason::Exists),
+            Refusal::Changed(_) => OpResult::NotExecuted(Reason::Changed),
+            Refusal::NotANumber(_) => OpResult::NotExecuted(Reason::NotANumber),
         }
     }
 
@@ -708,7 +720,8 @@ impl Reply<'_> {
 /// Tells of a found value that is too long for any datagram; `false` when it is not, or there is no room even for that.
 #[cold]
 fn push_long(builder: &mut ReplyBuilder<'_>, found: Option<Found<'_>>) -> bool {
-    let Some(Found { value, version }) = found.filter(|found| found.value.len() > builder.value_len_max())
+    let Some(Found { value, version, .. }) =
+        found.filter(|found| found.value.len() > builder.value_len_max())
     else {
         return false;
     };
@@ -718,7 +731,7 @@ fn push_long(builder: &mut ReplyBuilder<'_>, found: Option<Found<'_>>) -> bool {
 
 /// The answer to a range; `None` when it asks for whatever there is and that is too long for a datagram.
 fn range_of<'s>(found: Option<Found<'s>>, range: &Range<'_>, len_max: usize) -> Option<OpResult<'s>> {
-    let Some(Found { value, version }) = found else { return Some(OpResult::NotFound) };
+    let Some(Found { value, version, .. }) = found else { return Some(OpResult::NotFound) };
     if range.version == 0 {
         return (value.len() <= len_max).then_some(OpResult::Value(value));
     }

@@ -27,7 +27,7 @@ use linerate_proto::{
 use linerate_server::{
     Server, ServerConfig,
     stats::{self, Published, accounted},
-    store::Store,
+    store::{AtCapacity, Store},
     worker::Worker,
 };
 use rand::{Rng, RngExt, SeedableRng, rngs::StdRng};
@@ -285,7 +285,7 @@ impl Sim {
             lease: LEASE,
             queue_datagrams: 4_096,
         };
-        let store = Store::new(store_len, [1, 2, 3, 4]).unwrap();
+        let store = Store::new(store_len, AtCapacity::Refuse, [1, 2, 3, 4]).unwrap();
         let worker = Worker::new(store, sessions, published.clone());
         Self { network, worker, port, published, peers: HashMap::new() }
     }

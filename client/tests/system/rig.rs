@@ -20,7 +20,10 @@ use linerate_dataplane::{
 };
 use linerate_proto::{session, wire::STAT_COUNT};
 use linerate_server::{
-    Datagrams, Server, ServerConfig, StartError, core_loop::Idle, stats::Published, store::Store,
+    Datagrams, Server, ServerConfig, StartError,
+    core_loop::Idle,
+    stats::Published,
+    store::{AtCapacity, Store},
     worker::Worker,
 };
 use rand::{RngExt, SeedableRng, rngs::StdRng};
@@ -226,7 +229,8 @@ impl Rig for SimRig {
                 queue_datagrams: port.rx_queue_datagrams(1_472),
             };
             let memory_len = if self.setup.small { 128 << 10 } else { 4 << 20 };
-            let store = Store::new(memory_len, self.random.random()).expect("memory for a small store");
+            let store = Store::new(memory_len, AtCapacity::Refuse, self.random.random())
+                .expect("memory for a small store");
             self.workers.push((Worker::new(store, sessions, published.clone()), port, published));
         }
     }

@@ -25,7 +25,7 @@ pub use handshake::{
     Cookie, CookieReply, DATAGRAM_LENS, Hello, Nonce, Open, Opened, RefusalReason, Refused, client_id,
     generation, nonce_of,
 };
-pub use operation::{Gets, KEY_LEN_MAX, Operation, OperationKind, Operations};
+pub use operation::{Condition, Gets, KEY_LEN_MAX, Operation, OperationKind, Operations, Terms};
 pub use result::{LongValue, OpResult, Reason, ReplyBuilder, Results};
 pub use stats::{STAT_COUNT, STAT_NAMES, Statistic, Statistics};
 pub use trailer::{TRAILER_LEN, check_trailer, write_trailer};
@@ -125,6 +125,8 @@ impl Flags {
     pub const VERSIONS: Self = Self(1 << 2);
     /// The request moves pieces of long values: ranges when it is read-only, else begins and parts.
     pub const TRANSFER: Self = Self(1 << 3);
+    /// Request: each result shall carry the time that its key has left to live. Reply: each does.
+    pub const LIFETIMES: Self = Self(1 << 4);
 
     /// Whether all bits of `other` are set.
     #[inline]

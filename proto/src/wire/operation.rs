@@ -6,6 +6,8 @@
 //! commit      │ opcode │ key_len │ 0 (2) │ number (4) │ key …         8 bytes beside the key
 //! ```
 
+use std::num::NonZeroU32;
+
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned, network_endian as be};
 
 use crate::{
@@ -54,6 +56,29 @@ struct CommitHeader {
 
 const _: () = assert!(size_of::<PutHeader>() == 4);
 const _: () = assert!(size_of::<CommitHeader>() == 8);
+
+/// What must be so for a put to have an effect.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Condition {
+    /// Nothing.
+    #[default]
+    Always,
+    /// The key has no value.
+    Absent,
+    /// The key has a value.
+    Present,
+    /// The key has a value, and it is the one that the write of this version stored.
+    Version(u64),
+}
+
+/// On what terms a put stores its value.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Terms {
+    /// When not met, the put has no effect.
+    pub condition: Condition,
+    /// Milliseconds after which the value is gone; `None`: never.
+    pub ttl_ms: Option<NonZeroU32>,
+}
 
 /// What an operation does.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -48,9 +48,15 @@ pub enum Reason {
     /// The server receives as many long values as it has room for.
     #[error("the server has no room to receive another long value now")]
     StagingFull,
-    /// The value was replaced while its pieces were being read.
-    #[error("the value changed while it was being read")]
+    /// The value has another version than the operation names.
+    #[error("the value has changed: it has another version")]
     Changed,
+    /// A put that was to store only an absent key's value found one.
+    #[error("the key has a value already")]
+    Exists,
+    /// What was to be added to is no number: a value of other than eight bytes.
+    #[error("the value is no number: adding needs one of exactly 8 bytes")]
+    NotANumber,
     /// A reason that this version does not know.
     #[error("the server's reason {0}, unknown to this version")]
     Other(u16),
@@ -69,6 +75,8 @@ impl Reason {
             Self::NotStaged => 6,
             Self::StagingFull => 7,
             Self::Changed => 8,
+            Self::Exists => 9,
+            Self::NotANumber => 10,
             Self::Other(code) => code & LEN_MASK,
         }
     }
@@ -85,6 +93,8 @@ impl Reason {
             6 => Self::NotStaged,
             7 => Self::StagingFull,
             8 => Self::Changed,
+            9 => Self::Exists,
+            10 => Self::NotANumber,
             other => Self::Other(other),
         }
     }

@@ -1,49 +1,52 @@
 //! From key hash to items: cache-line buckets that grow one at a time (linear hashing).
 //!
-//! A bucket's ten slots hold a tag (12 bits of the hash) and a reference into the arena, so that a lookup touches one
+//! A bucket's ten slots hold a tag (10 bits of the hash) and a reference into the arena, so that a lookup touches one
 //! line here and then, nearly always, only the item wanted. The table grows by splitting one bucket into two (Litwin,
 //! "Linear hashing: a new tool for file and table addressing", VLDB 1980): no pause, no second table. A full bucket
 //! continues in an overflow bucket.
 //!
 //! ```text
-//! line    0 1 2 … 15  16  17 18 … 32  33  34 …     a group: sixteen buckets, and an overflow bucket
-//! bucket  0 1 2 … 15   o  16 17 … 31   o  32 …     for whichever bucket needs it
+//! line    0 1 2 … 15  16  17  18 19 … 33  34  35  36 …   a group: sixteen buckets, an overflow bucket for whichever
+//! bucket  0 1 2 … 15   o   d  16 17 … 31   o   d  32 …   bucket needs it, and the due times of the sixteen
 //! ```
 //! Chains are compact: every bucket but the last of a chain is full, and no overflow bucket is empty. A chain that is
 //! split therefore never needs more overflow buckets than it had.
+//!
+//! Slots in use are the first ones of a bucket. The others may hold ghosts, the tags of keys that were evicted, the
+//! latest first: a ghost has no reference, and makes way for any entry.
 
 use linerate_proto::Key;
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 
 use super::{
     arena::{GRANULE_LEN, Granule},
-    item::{self, Found, Lengths},
+    expiry::{Due, FAN, Schedule, Tick, earliest},
+    item::{self, Found, Shape},
+    keyhash::KeyHash,
     prefetch::{LINE_LEN, prefetch_line, prefetch_lines},
-    tags::{self, SLOTS, SPAN_MASK},
+    tags::{self, HASH_MASK, SLOTS, SPAN_MASK, USES_MASK, USES_SHIFT},
 };
 
-/// Buckets that share one overflow bucket, a power of two. At the load below, at most 2 % of the
-/// buckets overflow (Poisson), so that one for sixteen is more than enough.
-const GROUP: u32 = 16;
+/// Buckets that share one overflow bucket, and whose due times fill a line. At the load below few buckets overflow, so
+/// that one for sixteen is enough.
+const GROUP: u32 = FAN as u32;
 
-/// Lines of a group: its buckets and the overflow bucket.
-pub(super) const GROUP_LINES: usize = GROUP as usize + 1;
+/// Lines of a group: its buckets, the overflow bucket and the due times.
+pub(super) const GROUP_LINES: usize = FAN + 2;
 
 /// Granules of a group, which is the step by which the index grows and its size when new.
 pub(super) const GROUP_GRANULES: u32 = (GROUP_LINES * LINE_LEN / GRANULE_LEN) as u32;
 
-/// Entries per bucket above which the index grows. A bucket that is not yet split in a round has up to twice as many,
-/// so 4 keeps nearly all entries out of overflow buckets, whose items `probe` cannot prefetch: uniform gets of 1 M
-/// records take 16.5 ns; with 5 they take 20 ns and an entry 3.6 bytes less, with 6 they take 22 to 27 ns.
-const LOAD: u32 = 4;
+/// Entries per bucket above which the index grows. A bucket that is not yet split in a round has up to twice as many.
+const LOAD: u32 = 5;
 
 /// One cache line of the index.
 #[derive(Clone, Copy, Debug, FromBytes, IntoBytes, Immutable, KnownLayout)]
 #[repr(C, align(64))]
 pub(super) struct Bucket {
-    /// Hash bits and line counts (see [`tag_of`]); 0 in an empty slot.
+    /// Hash bits, uses and line counts (see [`tag_of`]); 0 in an empty slot.
     tags: [u16; SLOTS],
-    /// First granule of each item.
+    /// First granule of each item; 0 in an empty slot and in a ghost's.
     references: [u32; SLOTS],
     /// Line of the bucket that continues this one; 0 for none (line 0 is no overflow bucket).
     overflow: u32,
@@ -51,23 +54,23 @@ pub(super) struct Bucket {
 
 const _: () = assert!(size_of::<Bucket>() == LINE_LEN && align_of::<Bucket>() == LINE_LEN);
 
-/// The hash bits of a tag: the top 12, far from the bits that choose the bucket; never all zero, which means empty.
+/// The hash bits of a tag: the top 10, far from the bits that choose the bucket; never all zero, which means empty.
 #[inline(always)]
 fn tag_of(hash: u64) -> u16 {
-    ((hash >> 48) as u16 & !SPAN_MASK).max(1 << 4)
+    ((hash >> 48) as u16 & HASH_MASK).max(HASH_MASK & HASH_MASK.wrapping_neg())
 }
 
-/// Cache lines that an item touches, at most 15: beyond, the processor's own prefetcher has seen the pattern.
-pub(super) fn span(start: u32, lengths: Lengths) -> u16 {
+/// Cache lines that an item touches, at most 7: beyond, the processor's own prefetcher has seen the pattern.
+pub(super) fn span(start: u32, shape: Shape) -> u16 {
     let granules_per_line = (LINE_LEN / GRANULE_LEN) as u32;
-    let end_in_line = start % granules_per_line + lengths.granule_count();
+    let end_in_line = start % granules_per_line + shape.granule_count();
     end_in_line.div_ceil(granules_per_line).min(u32::from(SPAN_MASK)) as u16
 }
 
 impl Bucket {
     pub(super) const EMPTY: Self = Self { tags: [0; SLOTS], references: [0; SLOTS], overflow: 0 };
 
-    /// A bit per slot whose tag has the same hash bits; with 0, a bit per empty slot.
+    /// A bit per slot whose tag has the same hash bits, ghosts included.
     #[inline(always)]
     fn matches(&self, tag: u16) -> u32 {
         let halves: &[[u64; 4]; 2] = zerocopy::transmute_ref!(self);
@@ -76,7 +79,7 @@ impl Bucket {
 
     /// Slots in use, which are the first ones.
     fn used(&self) -> usize {
-        self.matches(0).trailing_zeros().min(SLOTS as u32) as usize
+        self.references.iter().position(|&reference| reference == 0).unwrap_or(SLOTS)
     }
 
     fn entry(&self, slot: usize) -> Entry {
@@ -87,10 +90,21 @@ impl Bucket {
         self.tags[slot] = entry.tag;
         self.references[slot] = entry.reference;
     }
+
+    /// Moves the ghosts from `slot` on to the slots behind; the last falls off when there is no empty one.
+    fn displace_ghosts(&mut self, slot: usize) {
+        let mut displaced = std::mem::take(&mut self.tags[slot]);
+        for tag in &mut self.tags[slot + 1..] {
+            if displaced == 0 {
+                return;
+            }
+            std::mem::swap(tag, &mut displaced);
+        }
+    }
 }
 
 /// What a slot holds.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Entry {
     tag: u16,
     /// First granule of the item.
@@ -98,8 +112,14 @@ pub(super) struct Entry {
 }
 
 impl Entry {
-    pub(super) fn new(hash: u64, reference: u32, lengths: Lengths) -> Self {
-        Self { tag: tag_of(hash) | span(reference, lengths), reference }
+    pub(super) fn new(hash: u64, reference: u32, shape: Shape, uses: u16) -> Self {
+        Self { tag: tag_of(hash) | uses << USES_SHIFT | span(reference, shape), reference }
+    }
+
+    /// The eviction policy's account of it, three bits.
+    #[inline(always)]
+    pub(super) const fn uses(self) -> u16 {
+        (self.tag & USES_MASK) >> USES_SHIFT
     }
 }
 
@@ -110,21 +130,39 @@ pub(super) struct Position {
     slot: u32,
 }
 
-/// How many buckets there are and where the next split is. The buckets themselves are the first lines of the memory.
+/// What becomes of a removed entry's tag.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Trace {
+    /// Nothing of it stays.
+    None,
+    /// It stays as a ghost as long as nobody needs its slot.
+    Ghost,
+}
+
+/// How many buckets there are, where the next split is, and what is due next. The buckets themselves are the first lines
+/// of the memory.
 #[derive(Debug)]
 pub(super) struct Index {
+    pub(super) hash: KeyHash,
     bucket_count: u32,
     /// Buckets at the start of this round of splits, minus 1; a power of two minus 1.
     round_mask: u32,
     /// First of the overflow buckets that no chain uses, linked by `overflow`; 0 for none.
     spare: u32,
     entry_count: usize,
+    schedule: Schedule,
 }
 
 impl Index {
-    /// An empty index in the first `GROUP_LINES` of zeroed memory.
-    pub(super) fn new() -> Self {
-        Self { bucket_count: GROUP, round_mask: GROUP - 1, spare: GROUP, entry_count: 0 }
+    /// An empty index in the first `GROUP_LINES` of zeroed memory of `line_count` lines.
+    pub(super) fn new(hash: KeyHash, line_count: usize) -> Self {
+        let schedule = Schedule::new(line_count / GROUP_LINES);
+        Self { hash, bucket_count: GROUP, round_mask: GROUP - 1, spare: GROUP, entry_count: 0, schedule }
+    }
+
+    /// Bytes beside the memory that an index in `line_count` lines may take.
+    pub(super) fn schedule_len(line_count: usize) -> usize {
+        Schedule::memory_len(line_count / GROUP_LINES)
     }
 
     pub(super) fn entry_count(&self) -> usize {
@@ -136,28 +174,34 @@ impl Index {
         self.bucket_count.div_ceil(GROUP) as usize * GROUP_LINES
     }
 
-    /// Line of the bucket that a hash belongs to. Only the low 32 bits matter.
+    /// The bucket that a hash belongs to. Only the low 32 bits matter.
     #[inline(always)]
-    pub(super) fn home(&self, hash: u64) -> usize {
+    fn bucket_of(&self, hash: u64) -> u32 {
         let hash = hash as u32;
         let bucket = hash & (self.round_mask << 1 | 1);
-        line_of(if bucket < self.bucket_count { bucket } else { hash & self.round_mask })
+        if bucket < self.bucket_count { bucket } else { hash & self.round_mask }
     }
 
-    /// First granule of the item in the bucket at `line`, the hash's home, whose tag matches, after asking for its cache lines; 0 without one,
-    /// after asking for the overflow bucket.
+    /// Line of the bucket that a hash belongs to.
     #[inline(always)]
-    pub(super) fn probe(&self, lines: &[Bucket], line: u32, hash: u64) -> u32 {
-        let Some(bucket) = lines.get(line as usize) else { return 0 };
+    pub(super) fn home(&self, hash: u64) -> usize {
+        line_of(self.bucket_of(hash))
+    }
+
+    /// First granule of the item in the bucket at `line`, the hash's home, whose tag matches, after asking for its cache
+    /// lines; 0 without one, after asking for the overflow bucket.
+    #[inline(always)]
+    pub(super) fn probe(&self, lines: &[Bucket], line: u32, hash: u64) -> (u32, usize) {
+        let Some(bucket) = lines.get(line as usize) else { return (0, SLOTS) };
         let slot = bucket.matches(tag_of(hash)).trailing_zeros() as usize;
         let (Some(&tag), Some(&reference)) = (bucket.tags.get(slot), bucket.references.get(slot)) else {
             if bucket.overflow != 0 {
                 prefetch_line(lines.as_bytes(), bucket.overflow as usize * LINE_LEN);
             }
-            return 0;
+            return (0, SLOTS);
         };
         prefetch_lines(lines.as_bytes(), reference as usize * GRANULE_LEN, usize::from(tag & SPAN_MASK));
-        reference
+        (reference, slot)
     }
 
     /// The slot of a key and what is stored for it.
@@ -175,7 +219,12 @@ impl Index {
             let mut matches = bucket.matches(tag);
             while matches != 0 {
                 let slot = matches.trailing_zeros();
-                if let Some(found) = item::found_at(lines.as_bytes(), bucket.references[slot as usize], key) {
+                let reference = bucket.references[slot as usize];
+                // Behind a ghost there are none but ghosts.
+                if reference == 0 {
+                    break;
+                }
+                if let Some(found) = item::found_at(lines.as_bytes(), reference, key) {
                     return Some((Position { line: line as u32, slot }, found));
                 }
                 matches &= matches - 1;
@@ -202,13 +251,35 @@ impl Index {
     /// # Panics
     /// When no entry refers to the item at `from`.
     pub(super) fn item_moved(&self, lines: &mut [Bucket], from: u32, to: u32) {
-        let lengths = item::lengths(granules(lines), to);
-        let mut line = self.home(item::stored_hash(granules(lines), to).into());
+        let shape = item::shape(granules(lines), to);
+        let position = self.position_of(lines, self.hash_at(lines, to), from);
+        let bucket = &mut lines[position.line as usize];
+        let tag = bucket.tags[position.slot as usize] & !SPAN_MASK | span(to, shape);
+        bucket.set(position.slot as usize, Entry { tag, reference: to });
+    }
+
+    /// Removes the entry of the item at granule `reference`, which is still there.
+    ///
+    /// # Panics
+    /// When no entry refers to it.
+    pub(super) fn item_dropped(&mut self, lines: &mut [Bucket], reference: u32, trace: Trace) {
+        let hash = self.hash_at(lines, reference);
+        let position = self.position_of(lines, hash, reference);
+        self.remove(lines, hash, position, trace);
+    }
+
+    /// The hash of the key of the item at granule `reference`.
+    pub(super) fn hash_at(&self, lines: &[Bucket], reference: u32) -> u64 {
+        self.hash.of(item::key(granules(lines), reference))
+    }
+
+    /// The slot that refers to granule `reference`, in the chain of a hash.
+    fn position_of(&self, lines: &[Bucket], hash: u64, reference: u32) -> Position {
+        let mut line = self.home(hash);
         loop {
-            let bucket = &mut lines[line];
-            if let Some(slot) = bucket.references.iter().position(|&reference| reference == from) {
-                let tag = bucket.tags[slot] & !SPAN_MASK | span(to, lengths);
-                return bucket.set(slot, Entry { tag, reference: to });
+            let bucket = &lines[line];
+            if let Some(slot) = bucket.references.iter().position(|&other| other == reference) {
+                return Position { line: line as u32, slot: slot as u32 };
             }
             assert_ne!(bucket.overflow, 0, "an item that the index does not know");
             line = bucket.overflow as usize;
@@ -232,17 +303,37 @@ impl Index {
     }
 
     /// Removes the entry at a position that `find` gave for this hash.
-    pub(super) fn remove(&mut self, lines: &mut [Bucket], hash: u64, position: Position) {
+    pub(super) fn remove(&mut self, lines: &mut [Bucket], hash: u64, position: Position, trace: Trace) {
         let (tail, before_tail) = self.tail(lines, self.home(hash));
         let last = lines[tail].used() - 1;
+        let ghost = match trace {
+            Trace::None => 0,
+            Trace::Ghost => self.entry(lines, position).tag,
+        };
         let entry = lines[tail].entry(last);
         self.replace(lines, position, entry);
-        lines[tail].set(last, Entry { tag: 0, reference: 0 });
+        lines[tail].set(last, Entry { tag: ghost, reference: 0 });
         if let (0, Some(before)) = (last, before_tail) {
             lines[before].overflow = 0;
             self.release(lines, tail as u32);
         }
         self.entry_count -= 1;
+    }
+
+    /// Takes the ghost of a hash out of its chain; whether there was one. It may be another key's.
+    pub(super) fn take_ghost(&self, lines: &mut [Bucket], hash: u64) -> bool {
+        let (tail, _) = self.tail(lines, self.home(hash));
+        let bucket = &mut lines[tail];
+        let mut matches = bucket.matches(tag_of(hash));
+        while matches != 0 {
+            let slot = matches.trailing_zeros() as usize;
+            if bucket.references[slot] == 0 {
+                bucket.tags[slot] = 0;
+                return true;
+            }
+            matches &= matches - 1;
+        }
+        false
     }
 
     /// Whether there are more entries than the buckets are meant for.
@@ -256,8 +347,8 @@ impl Index {
         self.bucket_count.is_multiple_of(GROUP)
     }
 
-    /// Adds one bucket and moves the entries there that belong there.
-    pub(super) fn split(&mut self, lines: &mut [Bucket]) {
+    /// Adds one bucket and moves the entries there that belong there. Ghosts of the bucket that is split are forgotten.
+    pub(super) fn split(&mut self, lines: &mut [Bucket], now: Tick) {
         if self.split_needs_group() {
             self.release(lines, line_of(self.bucket_count) as u32 + GROUP);
         }
@@ -277,17 +368,92 @@ impl Index {
             }
             for slot in 0..used {
                 let entry = bucket.entry(slot);
-                let moves = item::stored_hash(granules(lines), entry.reference) & round != 0;
+                let moves = self.hash_at(lines, entry.reference) & u64::from(round) != 0;
                 self.append(lines, if moves { &mut moved } else { &mut keep }, entry);
             }
             if bucket.overflow == 0 {
-                return;
+                break;
             }
             // Released before its entries are appended: that is where they find room if they need it.
             let overflow = bucket.overflow;
             bucket = lines[overflow as usize];
             self.release(lines, overflow);
         }
+        if self.due(lines, old).is_some() {
+            self.find_due(lines, old, now);
+            self.find_due(lines, new, now);
+        }
+    }
+
+    /// Notes that something in the bucket of `hash` expires at `due`.
+    pub(super) fn note_due(&mut self, lines: &mut [Bucket], hash: u64, due: Due, now: Tick) {
+        let bucket = self.bucket_of(hash);
+        let former = self.due(lines, bucket);
+        let earlier = former.earlier(due, now);
+        if earlier != former {
+            *due_mut(lines, bucket) = earlier.to_word();
+            self.schedule.advance((bucket / GROUP) as usize, earlier, now);
+        }
+    }
+
+    /// The bucket in which something may have expired, the earliest first.
+    pub(super) fn next_due(&self, lines: &[Bucket], now: Tick) -> Option<u32> {
+        let group = self.schedule.next(now)?;
+        let (bucket, due) = earliest(&dues(lines, group as u32), now);
+        debug_assert!(due.has_come(now), "the schedule knows better than the group");
+        Some(group as u32 * GROUP + bucket as u32)
+    }
+
+    /// An expired entry of `bucket`. Once there is none, the bucket is due when the next of its items is.
+    pub(super) fn find_expired(
+        &mut self,
+        lines: &mut [Bucket],
+        bucket: u32,
+        now: Tick,
+    ) -> Option<(u64, Position)> {
+        let mut line = line_of(bucket);
+        loop {
+            let used = lines[line].used();
+            for &reference in &lines[line].references[..used] {
+                prefetch_line(lines.as_bytes(), reference as usize * GRANULE_LEN);
+            }
+            for slot in 0..used {
+                let reference = lines[line].references[slot];
+                if item::due(granules(lines), reference).has_come(now) {
+                    let position = Position { line: line as u32, slot: slot as u32 };
+                    return Some((self.hash_at(lines, reference), position));
+                }
+            }
+            if lines[line].overflow == 0 {
+                break;
+            }
+            line = lines[line].overflow as usize;
+        }
+        self.find_due(lines, bucket, now);
+        None
+    }
+
+    /// Works out when `bucket` is due.
+    fn find_due(&mut self, lines: &mut [Bucket], bucket: u32, now: Tick) {
+        let (mut line, mut due) = (line_of(bucket), Due::NEVER);
+        loop {
+            let used = lines[line].used();
+            for &reference in &lines[line].references[..used] {
+                due = due.earlier(item::due(granules(lines), reference), now);
+            }
+            if lines[line].overflow == 0 {
+                break;
+            }
+            line = lines[line].overflow as usize;
+        }
+        *due_mut(lines, bucket) = due.to_word();
+        let group = bucket / GROUP;
+        let (_, group_due) = earliest(&dues(lines, group), now);
+        self.schedule.set(group as usize, group_due, now);
+    }
+
+    fn due(&self, lines: &[Bucket], bucket: u32) -> Due {
+        dues(lines, bucket / GROUP)[(bucket % GROUP) as usize]
     }
 
     /// Last line of a chain, and the one before it.
@@ -307,7 +473,9 @@ impl Index {
             lines[end.line].overflow = spare;
             *end = ChainEnd { line: spare as usize, used: 0 };
         }
-        lines[end.line].set(end.used, entry);
+        let bucket = &mut lines[end.line];
+        bucket.displace_ghosts(end.used);
+        bucket.set(end.used, entry);
         end.used += 1;
     }
 
@@ -326,17 +494,32 @@ struct ChainEnd {
 
 #[inline(always)]
 fn line_of(bucket: u32) -> usize {
-    bucket as usize + (bucket / GROUP) as usize
+    bucket as usize + (bucket / GROUP) as usize * (GROUP_LINES - FAN)
+}
+
+/// Line of the due times of a group.
+fn dues_line(group: u32) -> usize {
+    (group as usize + 1) * GROUP_LINES - 1
+}
+
+fn dues(lines: &[Bucket], group: u32) -> [Due; FAN] {
+    let words: &[u32; FAN] = zerocopy::transmute_ref!(&lines[dues_line(group)]);
+    words.map(Due::from_word)
+}
+
+fn due_mut(lines: &mut [Bucket], bucket: u32) -> &mut u32 {
+    let words: &mut [u32; FAN] = zerocopy::transmute_mut!(&mut lines[dues_line(bucket / GROUP)]);
+    &mut words[(bucket % GROUP) as usize]
 }
 
 /// The memory as the arena sees it.
 pub(super) fn granules(lines: &[Bucket]) -> &[Granule] {
-    <[Granule]>::ref_from_bytes(lines.as_bytes()).expect("a bucket is aligned and four granules long")
+    <[Granule]>::ref_from_bytes(lines.as_bytes()).expect("a bucket is aligned and eight granules long")
 }
 
 /// The memory as the arena sees it, to write.
 pub(super) fn granules_mut(lines: &mut [Bucket]) -> &mut [Granule] {
-    <[Granule]>::mut_from_bytes(lines.as_mut_bytes()).expect("a bucket is aligned and four granules long")
+    <[Granule]>::mut_from_bytes(lines.as_mut_bytes()).expect("a bucket is aligned and eight granules long")
 }
 
 /// The memory as the index sees it; `granules` must be all of it.
@@ -346,25 +529,30 @@ pub(super) fn lines_mut(granules: &mut [Granule]) -> &mut [Bucket] {
 
 #[cfg(test)]
 impl Index {
-    /// Checks all chains and that no overflow bucket is lost; returns every reference with the span noted for it.
-    pub(super) fn check(&self, lines: &[Bucket]) -> std::collections::HashMap<u32, u16> {
+    /// Checks all chains and due times, and that no overflow bucket is lost; returns every reference with the span noted
+    /// for it.
+    pub(super) fn check(&self, lines: &[Bucket], now: Tick) -> std::collections::HashMap<u32, u16> {
         let (mut references, mut overflow_count) = (std::collections::HashMap::new(), 0);
-        for home in (0..self.bucket_count).map(line_of) {
-            let mut line = home;
+        for number in 0..self.bucket_count {
+            let home = line_of(number);
+            let (mut line, mut due) = (home, Due::NEVER);
             loop {
                 let bucket = &lines[line];
                 let used = bucket.used();
-                assert_eq!(bucket.matches(0).count_ones() as usize, SLOTS - used, "a gap in line {line}");
+                assert!(
+                    bucket.references[used..].iter().all(|&reference| reference == 0),
+                    "a gap in line {line}"
+                );
+                assert!(bucket.tags[..used].iter().all(|tag| tag & HASH_MASK != 0), "no tag in line {line}");
                 assert!(bucket.overflow == 0 || used == SLOTS, "line {line} is continued but not full");
                 assert!(line == home || used > 0, "an empty overflow bucket in a chain");
                 for slot in 0..used {
                     let Entry { tag, reference } = bucket.entry(slot);
-                    assert_eq!(self.home(item::stored_hash(granules(lines), reference).into()), home);
-                    assert_eq!(
-                        references.insert(reference, tag & SPAN_MASK),
-                        None,
-                        "two entries of one item"
-                    );
+                    assert_eq!(self.home(self.hash_at(lines, reference)), home);
+                    assert_eq!(tag & HASH_MASK, tag_of(self.hash_at(lines, reference)));
+                    due = due.earlier(item::due(granules(lines), reference), now);
+                    let former = references.insert(reference, tag & SPAN_MASK);
+                    assert_eq!(former, None, "two entries of one item");
                 }
                 if bucket.overflow == 0 {
                     break;
@@ -372,6 +560,8 @@ impl Index {
                 overflow_count += 1;
                 line = bucket.overflow as usize;
             }
+            let noted = self.due(lines, number);
+            assert_eq!(noted.earlier(due, now), noted, "bucket {number} is due at {due:?}, noted {noted:?}");
         }
         let mut spare = self.spare;
         while spare != 0 {
@@ -388,27 +578,31 @@ impl Index {
 mod tests {
     use super::*;
 
+    fn new_index(line_count: usize) -> Index {
+        Index::new(KeyHash::new([1, 2, 3, 4]), line_count)
+    }
+
     /// Goal: an occupied slot never looks empty, and tags tell hashes apart by their top bits. Method: corner values.
     #[test]
     fn tags_are_never_zero() {
-        for hash in [0, u64::MAX, 1 << 52, 0xffff_ffff_ffff, 0xfff << 52] {
-            assert_ne!(tag_of(hash) & !SPAN_MASK, 0);
-            assert_eq!(tag_of(hash) & SPAN_MASK, 0);
+        for hash in [0, u64::MAX, 1 << 54, 0xffff_ffff_ffff, 0x3ff << 54] {
+            assert_ne!(tag_of(hash) & HASH_MASK, 0);
+            assert_eq!(tag_of(hash) & !HASH_MASK, 0);
         }
-        assert_ne!(tag_of(0x123 << 52), tag_of(0x124 << 52));
+        assert_ne!(tag_of(0x123 << 54), tag_of(0x124 << 54));
     }
 
     /// Goal: `span` counts exactly the lines that an item touches. Method: compare with first and last byte, for all
     /// places in a line and all lengths around the limits.
     #[test]
     fn span_counts_lines() {
-        for start in 1..9_u32 {
+        for start in 1..17_u32 {
             for value_len in (0..1_200).chain([65_535, 1 << 20]) {
-                let lengths = Lengths::new(8, value_len);
+                let shape = Shape::new(8, value_len, Due::NEVER);
                 let first = start as usize * GRANULE_LEN;
-                let last = first + lengths.granule_count() as usize * GRANULE_LEN - 1;
+                let last = first + shape.granule_count() as usize * GRANULE_LEN - 1;
                 let lines = last / LINE_LEN - first / LINE_LEN + 1;
-                assert_eq!(usize::from(span(start, lengths)), lines.min(15));
+                assert_eq!(usize::from(span(start, shape)), lines.min(7));
             }
         }
     }
@@ -418,15 +612,15 @@ mod tests {
     #[test]
     fn a_split_moves_one_bucket() {
         let mut lines = vec![Bucket::EMPTY; 1_000];
-        let mut index = Index::new();
+        let mut index = new_index(lines.len());
         let homes = |index: &Index| (0..2_048).map(|hash| index.home(hash)).collect::<Vec<_>>();
         let mut before = homes(&index);
         for step in 0..500 {
-            index.split(&mut lines);
-            index.check(&lines);
+            index.split(&mut lines, Tick::default());
+            index.check(&lines, Tick::default());
             let after = homes(&index);
             assert!(
-                after.iter().all(|&line| line < index.line_count() && line % GROUP_LINES != GROUP_LINES - 1),
+                after.iter().all(|&line| line < index.line_count() && line % GROUP_LINES < FAN),
                 "step {step}"
             );
             let mut changed = before.iter().zip(&after).filter(|(old, new)| old != new).collect::<Vec<_>>();
@@ -435,5 +629,26 @@ mod tests {
             assert_eq!(changed.len(), 1, "step {step}: entries of several buckets moved");
             before = after;
         }
+    }
+
+    /// Goal: ghosts stay, the latest first, as long as there is room for them, and give way to entries. Method: the ghosts
+    /// of a bucket with three entries; then entries until the bucket is full.
+    #[test]
+    fn ghosts_make_way() {
+        let mut bucket = Bucket::EMPTY;
+        for slot in 0..3 {
+            bucket.set(slot, Entry { tag: 1 << 6, reference: slot as u32 + 1 });
+        }
+        bucket.tags[3..6].copy_from_slice(&[3 << 6, 2 << 6, 4 << 6]);
+        bucket.displace_ghosts(3);
+        assert_eq!(bucket.tags[3..8], [0, 3 << 6, 2 << 6, 4 << 6, 0]);
+        bucket.set(3, Entry { tag: 1 << 6, reference: 9 });
+        for used in 4..SLOTS {
+            assert_eq!(bucket.used(), used);
+            bucket.displace_ghosts(used);
+            assert_eq!(bucket.tags[used], 0);
+            bucket.set(used, Entry { tag: 1 << 6, reference: 9 });
+        }
+        assert_eq!(bucket.tags, [1 << 6; SLOTS]);
     }
 }

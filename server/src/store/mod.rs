@@ -4,8 +4,8 @@
 //! are meant to be made in batches, each stage for the whole batch: [`Store::hash`] and [`Store::prefetch_bucket`],
 //! then [`Store::probe`], then [`Store::get_probed`]. With 64 or more in flight the waits overlap almost entirely.
 //!
-//! All memory is one mapping. The index grows from its low end, items are laid from its high end down, and the cap is
-//! the mapping's size, so that it cannot be exceeded:
+//! All memory but the schedule of expiries is one mapping. The index grows from its low end, items are laid from its high
+//! end down, and the cap is the mapping's size, so that it cannot be exceeded:
 //!
 //! ```text
 //! | buckets → |          free          | items and holes          |
@@ -15,33 +15,31 @@
 //! comparison is safe code: a wrong reference could give a wrong answer or a panic, never access outside the mapping.
 
 mod arena;
+mod expiry;
 mod index;
 mod item;
+mod keyhash;
 #[allow(unsafe_code)]
 mod prefetch;
 #[allow(unsafe_code)]
 mod tags;
 
-use std::{
-    fmt,
-    hash::{BuildHasher, Hasher},
-    io,
-};
+use std::{fmt, io, num::NonZeroU32};
 
-use ahash::RandomState;
 use linerate_dataplane::region::Region;
 use linerate_proto::{
-    Key,
-    key::HEAD_LEN,
+    Instant, Key,
     mutants::{Mutant, is_active},
-    wire,
+    wire::{self, Condition, Terms},
 };
 use zerocopy::IntoBytes;
 
-use arena::{Arena, GRANULE_LEN, Granule};
-use index::{Bucket, Entry, GROUP_GRANULES, GROUP_LINES, Index, Position, granules_mut, lines_mut};
+use arena::{Arena, GRANULE_LEN, Granule, Removal};
+use expiry::{Due, Tick};
+use index::{Bucket, Entry, GROUP_GRANULES, GROUP_LINES, Index, Position, Trace, granules_mut, lines_mut};
 pub use item::Found;
-use item::Lengths;
+use item::Shape;
+use keyhash::KeyHash;
 use prefetch::{LINE_LEN, prefetch_line};
 
 /// Longest key, in bytes; the shortest has 1.
@@ -51,7 +49,13 @@ pub const KEY_LEN_MAX: usize = 255;
 pub const VALUE_LEN_MAX: usize = wire::VALUE_LEN_MAX;
 
 /// Least and most memory of a store, in bytes: below, an index leaves no room; above, references overflow.
-const MEMORY_LEN: std::ops::RangeInclusive<usize> = 4096..=64 << 30;
+const MEMORY_LEN: std::ops::RangeInclusive<usize> = 4096..=32 << 30;
+
+/// Buckets that a put looks into for something that has expired, before it is refused.
+const LAST_EXPIRIES: usize = 64;
+
+/// Items that are evicted one by one for a put. If they left no hole that is long enough, a stretch of memory is cleared.
+const EVICTIONS_MAX: usize = 16;
 
 /// The keys and values of one shard.
 pub struct Store {
@@ -59,11 +63,16 @@ pub struct Store {
     lines: Region<Bucket>,
     index: Index,
     arena: Arena,
-    hasher: RandomState,
-    /// Puts and deletes tried so far, modulo 2^32: after any of them items may lie elsewhere.
+    at_capacity: AtCapacity,
+    now: Instant,
+    /// The same, in the unit of expiries.
+    tick: Tick,
+    /// Times, modulo 2^32, that items may have come to lie elsewhere.
     writes: u32,
-    /// Puts and deletes that took effect so far.
+    /// Puts, additions and deletes that took effect so far.
     version: u64,
+    expired: u64,
+    evicted: u64,
 }
 
 /// What it is and how full, without the keys and values.
@@ -78,10 +87,46 @@ impl fmt::Debug for Store {
     }
 }
 
-/// The store is full: the put was refused, and what was stored before still is.
+/// What a store does with a put when its memory is full.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum AtCapacity {
+    /// Refuses it: nothing is lost that was stored.
+    #[default]
+    Refuse,
+    /// Removes what is least likely to be asked for.
+    Evict,
+}
+
+/// Why a write had no effect. What was stored before still is.
+///
+/// The versions are those that a get would have told.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("no space left in the shard")]
-pub struct NoSpace;
+pub enum Refusal {
+    /// The memory is full.
+    #[error("no space left in the shard")]
+    NoSpace,
+    /// A value was wanted that is not there.
+    #[error("the key has no value")]
+    NotFound,
+    /// The key was to be absent.
+    #[error("the key has a value, of version {0}")]
+    Exists(u64),
+    /// The value was to be of another version.
+    #[error("the value has version {0}")]
+    Changed(u64),
+    /// Only a value of eight bytes can be added to.
+    #[error("the value is no number of 8 bytes; its version is {0}")]
+    NotANumber(u64),
+}
+
+/// What an addition found and did.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Sum {
+    /// The number before; 0 if the key had no value.
+    pub former: u64,
+    /// The version of the number now.
+    pub version: u64,
+}
 
 /// Where [`Store::probe`] saw what is probably the item: a hint for [`Store::get_probed`].
 ///
@@ -99,13 +144,13 @@ pub struct Probe {
 /// How a store's memory is used; all in bytes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct MemoryUse {
-    /// The index. It grows with the number of keys and does not shrink.
+    /// The index, with its part of the schedule of expiries. It grows with the number of keys and does not shrink.
     pub index_len: usize,
     /// Items with their headers and padding.
     pub items_len: usize,
     /// Free for items and index, though not in one piece.
     pub free_len: usize,
-    /// The cap: all of the above and the 64 bytes that end the arena.
+    /// The cap: all of the above, the rest of the schedule (0.4 % of the cap in all), and the 64 bytes that end the arena.
     pub cap_len: usize,
 }
 
@@ -116,34 +161,71 @@ impl Store {
     /// collide.
     ///
     /// # Errors
-    /// `InvalidInput` when `memory_len` is below 4 KiB or above 64 GiB; `ENOMEM` when the kernel refuses the mapping.
-    pub fn new(memory_len: usize, seeds: [u64; 4]) -> io::Result<Self> {
+    /// `InvalidInput` when `memory_len` is below 4 KiB or above 32 GiB; `ENOMEM` when the kernel refuses the mapping.
+    pub fn new(memory_len: usize, at_capacity: AtCapacity, seeds: [u64; 4]) -> io::Result<Self> {
         if !MEMORY_LEN.contains(&memory_len) {
-            let message = format!("a shard's memory must be 4 KiB to 64 GiB, not {memory_len} bytes");
+            let message = format!("a shard's memory must be 4 KiB to 32 GiB, not {memory_len} bytes");
             return Err(io::Error::new(io::ErrorKind::InvalidInput, message));
         }
-        let mut lines = Region::<Bucket>::zeroed(memory_len / LINE_LEN)?;
+        let schedule_len = Index::schedule_len(memory_len / LINE_LEN);
+        let mut lines = Region::<Bucket>::zeroed((memory_len - schedule_len) / LINE_LEN)?;
         let arena = Arena::new(granules_mut(&mut lines), GROUP_GRANULES);
-        let [seed0, seed1, seed2, seed3] = seeds;
-        let hasher = RandomState::with_seeds(seed0, seed1, seed2, seed3);
-        Ok(Self { lines, index: Index::new(), arena, hasher, writes: 0, version: 0 })
+        let index = Index::new(KeyHash::new(seeds), lines.len());
+        Ok(Self {
+            lines,
+            index,
+            arena,
+            at_capacity,
+            now: Instant::default(),
+            tick: Tick::default(),
+            writes: 0,
+            version: 0,
+            expired: 0,
+            evicted: 0,
+        })
+    }
+
+    /// Tells the store the time, which decides what has expired. To be called once per burst.
+    #[inline]
+    pub fn advance(&mut self, now: Instant) {
+        self.now = now;
+        self.tick = Tick::at(now);
+    }
+
+    /// Removes what has expired, looking into at most `buckets_max` buckets; returns how many keys went. Nothing is looked
+    /// at unless something is due; what is due longest goes first.
+    pub fn expire(&mut self, buckets_max: usize) -> usize {
+        let before = self.expired;
+        for _ in 0..buckets_max {
+            let Some(bucket) = self.index.next_due(&self.lines, self.tick) else { break };
+            while let Some((hash, position)) = self.index.find_expired(&mut self.lines, bucket, self.tick) {
+                self.remove(hash, position);
+                self.expired += 1;
+            }
+        }
+        (self.expired - before) as usize
+    }
+
+    /// Keys removed so far because their time had come.
+    pub const fn expired(&self) -> u64 {
+        self.expired
+    }
+
+    /// Keys removed so far to make room for others.
+    pub const fn evicted(&self) -> u64 {
+        self.evicted
+    }
+
+    /// Milliseconds, rounded up, that a found value has left to live; `None`: it does not expire.
+    #[must_use]
+    pub fn ttl_ms(&self, found: &Found<'_>) -> Option<NonZeroU32> {
+        found.due.ms_after(self.now)
     }
 
     /// The hash that every other method wants beside the key. Differs from store to store with the seeds.
-    #[inline]
+    #[inline(always)]
     pub fn hash(&self, key: Key<'_>) -> u64 {
-        let mut hasher = self.hasher.build_hasher();
-        if key.len() <= HEAD_LEN {
-            let [low, high] = key.head();
-            // The length tells keys apart that differ only in zeros at their end. Only a key of all sixteen bytes has
-            // something else in the top byte; it can collide with one shorter key, which does no harm.
-            let high = high ^ (key.len() as u64) << 56;
-            hasher.write_u128(u128::from(low) | u128::from(high) << 64);
-        } else {
-            // Not `key.hash`, which would mix the length in a second time.
-            hasher.write(key.bytes());
-        }
-        hasher.finish()
+        self.index.hash.of(key)
     }
 
     /// Asks for the cache line that [`Store::probe`] looks at; the hint says which, and nothing of an item yet.
@@ -156,14 +238,16 @@ impl Store {
 
     /// Looks for the hash in its bucket, and asks for all cache lines of the item that seems to be it.
     #[inline]
-    pub fn probe(&self, hash: u64, probe: Probe) -> Probe {
-        Probe { reference: self.index.probe(&self.lines, probe.bucket, hash), ..probe }
+    pub fn probe(&mut self, hash: u64, probe: Probe) -> Probe {
+        let (reference, _) = self.index.probe(&self.lines, probe.bucket, hash);
+        Probe { reference, ..probe }
     }
 
     /// Value and version of a key.
     #[inline]
     pub fn get(&self, key: Key<'_>, hash: u64) -> Option<Found<'_>> {
-        self.index.find(&self.lines, key, hash).map(|(_, found)| found)
+        let (_, found) = self.index.find(&self.lines, key, hash)?;
+        (!found.due.has_come(self.tick)).then_some(found)
     }
 
     /// The same as [`Store::get`], faster after a probe of the same hash.
@@ -175,6 +259,7 @@ impl Store {
         if probe.writes == self.writes
             && probe.reference != 0
             && let Some(found) = item::found_at(self.lines.as_bytes(), probe.reference, key)
+            && !found.due.has_come(self.tick)
         {
             return Some(found);
         }
@@ -195,47 +280,87 @@ impl Store {
         self.version
     }
 
-    /// Stores a value, in place of the key's former one, and returns its version.
+    /// Stores a value, in place of the key's former one and its time to live, and returns its version.
     ///
-    /// A value that takes no more memory than the former one is never refused.
+    /// A value that takes no more memory than the former one is never refused for want of memory.
     ///
     /// # Errors
-    /// [`NoSpace`] when there is no room for the item or for its entry in the index. What is stored is unchanged then.
-    /// If enough memory is free but scattered, this call has gathered some of it, and a later one succeeds.
+    /// What kept it from having any effect: a condition of `terms` that is not met; or [`Refusal::NoSpace`] when there is
+    /// no room for the item or for its entry in the index. If enough memory is free but scattered, this call has gathered
+    /// some of it, and a later one succeeds.
     ///
     /// # Panics
     /// When the key is empty or longer than [`KEY_LEN_MAX`], or the value longer than [`VALUE_LEN_MAX`]: bytes from
     /// the network are to be checked where they are parsed.
-    pub fn put(&mut self, key: Key<'_>, hash: u64, value: &[u8]) -> Result<u64, NoSpace> {
+    pub fn put(&mut self, key: Key<'_>, hash: u64, value: &[u8], terms: Terms) -> Result<u64, Refusal> {
         assert!((1..=KEY_LEN_MAX).contains(&key.len()), "a key of {} bytes", key.len());
         assert!(value.len() <= VALUE_LEN_MAX, "a value of {} bytes", value.len());
-        self.writes = self.writes.wrapping_add(1);
-        let step = u64::from(!is_active(Mutant::VersionKept) || self.version == 0);
-        let next = Found { value, version: self.version + step };
-        match self.index.find(&self.lines, key, hash) {
-            Some((position, former)) => {
-                let former = Lengths::new(key.len(), former.value.len());
-                self.replace(key, hash, next, position, former)?;
+        let former = self.find_to_write(key, hash);
+        match (terms.condition, former) {
+            (Condition::Absent, Some(former)) => return Err(Refusal::Exists(former.version)),
+            (Condition::Present | Condition::Version(_), None) => return Err(Refusal::NotFound),
+            (Condition::Version(wanted), Some(former)) if former.version != wanted => {
+                return Err(Refusal::Changed(former.version));
             }
-            None => self.insert(key, hash, next)?,
+            _ => (),
+        }
+        let due = Due::after(self.now, terms.ttl_ms);
+        let next = Found { value, version: self.next_version(), due };
+        match former {
+            Some(former) => self.replace(key, hash, next, former)?,
+            None => self.insert(key, hash, next, 0)?,
+        }
+        if due.is_some() {
+            self.index.note_due(&mut self.lines, hash, due, self.tick);
         }
         self.version = next.version;
         Ok(next.version)
     }
 
+    /// Adds to the number that a key's value is: eight bytes in network order. The sum is taken modulo 2^64, so that the
+    /// number may be understood as signed or unsigned. An absent key counts as 0 and gets the time to live `ttl_ms`; a
+    /// present one keeps its own.
+    ///
+    /// # Errors
+    /// [`Refusal::NotANumber`] and, for an absent key, [`Refusal::NoSpace`].
+    ///
+    /// # Panics
+    /// As [`put`](Self::put).
+    pub fn add(
+        &mut self,
+        key: Key<'_>,
+        hash: u64,
+        delta: u64,
+        ttl_ms: Option<NonZeroU32>,
+    ) -> Result<Sum, Refusal> {
+        let Some(former) = self.find_to_write(key, hash) else {
+            let terms = Terms { condition: Condition::Always, ttl_ms };
+            return self
+                .put(key, hash, &delta.to_be_bytes(), terms)
+                .map(|version| Sum { former: 0, version });
+        };
+        let reference = self.index.entry(&self.lines, former.position).reference;
+        let found = item::found_at(self.lines.as_bytes(), reference, key).expect("it was found there");
+        let Ok(&bytes) = <&[u8; 8]>::try_from(found.value) else {
+            return Err(Refusal::NotANumber(found.version));
+        };
+        let (number, due) = (u64::from_be_bytes(bytes), found.due);
+        let sum = number.wrapping_add(delta).to_be_bytes();
+        self.version = self.next_version();
+        let next = Found { value: &sum, version: self.version, due };
+        item::write(granules_mut(&mut self.lines), reference, key, next);
+        Ok(Sum { former: number, version: self.version })
+    }
+
     /// Removes a key and returns the version of its absence; `None` when there was none.
     pub fn delete(&mut self, key: Key<'_>, hash: u64) -> Option<u64> {
-        self.writes = self.writes.wrapping_add(1);
-        let (position, found) = self.index.find(&self.lines, key, hash)?;
-        let granule_count = Lengths::new(key.len(), found.value.len()).granule_count();
-        let start = self.index.entry(&self.lines, position).reference;
-        self.index.remove(&mut self.lines, hash, position);
-        self.arena.give_back(granules_mut(&mut self.lines), start, granule_count);
+        let former = self.find_to_write(key, hash)?;
+        self.remove(hash, former.position);
         self.version += 1;
         Some(self.version)
     }
 
-    /// Keys that are stored.
+    /// Keys that are stored, those included that have expired and not been removed yet.
     pub fn len(&self) -> usize {
         self.index.entry_count()
     }
@@ -247,50 +372,88 @@ impl Store {
 
     /// How the memory is used at the moment.
     pub fn memory(&self) -> MemoryUse {
+        let index_lines = self.index.line_count();
+        let lines_len = self.lines.len() * LINE_LEN;
         MemoryUse {
-            index_len: self.index.line_count() * LINE_LEN,
+            index_len: index_lines * LINE_LEN + Index::schedule_len(index_lines),
             items_len: self.arena.used_count() as usize * GRANULE_LEN,
             free_len: self.arena.free_count() as usize * GRANULE_LEN,
-            cap_len: self.lines.len() * LINE_LEN,
+            cap_len: lines_len + Index::schedule_len(self.lines.len()),
         }
     }
 
-    fn replace(
-        &mut self,
-        key: Key<'_>,
-        hash: u64,
-        next: Found<'_>,
-        position: Position,
-        former: Lengths,
-    ) -> Result<(), NoSpace> {
-        let wanted = Lengths::new(key.len(), next.value.len());
-        let (former_count, wanted_count) = (former.granule_count(), wanted.granule_count());
-        let start = if wanted_count <= former_count {
-            let start = self.index.entry(&self.lines, position).reference;
-            self.arena.shorten(granules_mut(&mut self.lines), start, former_count, wanted_count);
-            start
-        } else {
-            let start = self.take(wanted_count)?;
-            // Only now: taking may have moved the former item.
-            let former_start = self.index.entry(&self.lines, position).reference;
-            self.arena.give_back(granules_mut(&mut self.lines), former_start, former_count);
-            start
-        };
-        let granules = granules_mut(&mut self.lines);
-        item::write(granules, start, hash, key, next);
-        self.index.replace(&mut self.lines, position, Entry::new(hash, start, wanted));
+    /// The version that the next effective write has.
+    fn next_version(&self) -> u64 {
+        self.version + u64::from(!is_active(Mutant::VersionKept) || self.version == 0)
+    }
+
+    /// What a write finds at its key; what has expired is removed. Hints are not followed from here on.
+    fn find_to_write(&mut self, key: Key<'_>, hash: u64) -> Option<Former> {
+        self.writes = self.writes.wrapping_add(1);
+        let (position, found) = self.index.find(&self.lines, key, hash)?;
+        if found.due.has_come(self.tick) {
+            self.remove(hash, position);
+            self.expired += 1;
+            return None;
+        }
+        let shape = Shape::new(key.len(), found.value.len(), found.due);
+        Some(Former { position, version: found.version, granule_count: shape.granule_count() })
+    }
+
+    /// Removes the entry at a position and its item.
+    fn remove(&mut self, hash: u64, position: Position) {
+        self.writes = self.writes.wrapping_add(1);
+        let reference = self.index.entry(&self.lines, position).reference;
+        let granule_count = item::shape(index::granules(&self.lines), reference).granule_count();
+        self.index.remove(&mut self.lines, hash, position, Trace::None);
+        self.arena.give_back(granules_mut(&mut self.lines), reference, granule_count);
+    }
+
+    fn replace(&mut self, key: Key<'_>, hash: u64, next: Found<'_>, former: Former) -> Result<(), Refusal> {
+        let shape = Shape::new(key.len(), next.value.len(), next.due);
+        let Former { position, granule_count: former_count, .. } = former;
+        let Entry { reference, .. } = self.index.entry(&self.lines, position);
+        let wanted_count = shape.granule_count();
+        if wanted_count <= former_count {
+            self.arena.shorten(granules_mut(&mut self.lines), reference, former_count, wanted_count);
+            self.write(key, hash, next, position, reference);
+            return Ok(());
+        }
+        if self.at_capacity == AtCapacity::Evict {
+            if !self.can_hold(wanted_count) {
+                return Err(Refusal::NoSpace);
+            }
+            // Otherwise it could be the former item that makes room.
+            self.remove(hash, position);
+            return self.insert(key, hash, next, 1);
+        }
+        let start = self.take(wanted_count)?;
+        // Only now: taking may have moved the former item, and others in its chain may have expired.
+        let (position, _) =
+            self.index.find(&self.lines, key, hash).expect("only what has expired was removed");
+        let reference = self.index.entry(&self.lines, position).reference;
+        self.arena.give_back(granules_mut(&mut self.lines), reference, former_count);
+        self.write(key, hash, next, position, start);
         Ok(())
     }
 
-    fn insert(&mut self, key: Key<'_>, hash: u64, next: Found<'_>) -> Result<(), NoSpace> {
+    /// Writes an item in place of another of the same key.
+    fn write(&mut self, key: Key<'_>, hash: u64, next: Found<'_>, position: Position, start: u32) {
+        let shape = Shape::new(key.len(), next.value.len(), next.due);
+        let uses = self.index.entry(&self.lines, position).uses();
+        item::write(granules_mut(&mut self.lines), start, key, next);
+        self.index.replace(&mut self.lines, position, Entry::new(hash, start, shape, uses));
+    }
+
+    fn insert(&mut self, key: Key<'_>, hash: u64, next: Found<'_>, uses: u16) -> Result<(), Refusal> {
         // Room in the index first: growing may move items, so none must be half stored while it does.
         while !self.index.has_room(&self.lines, hash) {
             self.grow()?;
         }
-        let lengths = Lengths::new(key.len(), next.value.len());
-        let start = self.take(lengths.granule_count())?;
-        item::write(granules_mut(&mut self.lines), start, hash, key, next);
-        self.index.insert(&mut self.lines, hash, Entry::new(hash, start, lengths));
+        let shape = Shape::new(key.len(), next.value.len(), next.due);
+        let start = self.take(shape.granule_count())?;
+        item::write(granules_mut(&mut self.lines), start, key, next);
+        self.index.insert(&mut self.lines, hash, Entry::new(hash, start, shape, uses));
         if self.index.is_crowded() {
             // Refused when memory is full; lookups then get slower by the longer chains, nothing else.
             let _ = self.grow();
@@ -298,38 +461,95 @@ impl Store {
         Ok(())
     }
 
-    /// A block for an item; other items may have moved.
-    fn take(&mut self, granule_count: u32) -> Result<u32, NoSpace> {
-        let granules = granules_mut(&mut self.lines);
-        if let Some(start) = self.arena.take(granules, granule_count) {
+    /// A block for an item; other items may have moved or gone.
+    fn take(&mut self, granule_count: u32) -> Result<u32, Refusal> {
+        if let Some(start) = self.arena.take(granules_mut(&mut self.lines), granule_count) {
             return Ok(start);
         }
-        let follow =
-            |granules: &mut [Granule], from, to| self.index.item_moved(lines_mut(granules), from, to);
-        if !self.arena.compact(granules, granule_count, follow) {
-            return Err(NoSpace);
+        match self.at_capacity {
+            AtCapacity::Refuse => self.take_gathered(granule_count),
+            AtCapacity::Evict => self.take_evicting(granule_count),
         }
-        self.arena.take(granules, granule_count).ok_or(NoSpace)
+    }
+
+    /// A block of memory that was scattered, or held what has expired.
+    #[cold]
+    fn take_gathered(&mut self, granule_count: u32) -> Result<u32, Refusal> {
+        if self.arena.free_count() < granule_count {
+            self.expire(LAST_EXPIRIES);
+        }
+        let granules = granules_mut(&mut self.lines);
+        let follow = |granules: &mut [Granule], removal| follow(&mut self.index, granules, removal);
+        if !self.arena.compact(granules, granule_count, follow) {
+            return Err(Refusal::NoSpace);
+        }
+        self.arena.take(granules, granule_count).ok_or(Refusal::NoSpace)
+    }
+
+    /// A block of memory that other items have to leave.
+    #[cold]
+    fn take_evicting(&mut self, granule_count: u32) -> Result<u32, Refusal> {
+        for _ in 0..EVICTIONS_MAX {
+            if self.expire(1) == 0 && !self.evict() {
+                break;
+            }
+            if let Some(start) = self.arena.take(granules_mut(&mut self.lines), granule_count) {
+                return Ok(start);
+            }
+        }
+        let before = self.index.entry_count();
+        let follow = |granules: &mut [Granule], removal| follow(&mut self.index, granules, removal);
+        let start = self.arena.take_cleared(granules_mut(&mut self.lines), granule_count, follow);
+        self.evicted += (before - self.index.entry_count()) as u64;
+        start.ok_or(Refusal::NoSpace)
+    }
+
+    /// Whether an item of so many granules could be stored if all others went.
+    fn can_hold(&self, granule_count: u32) -> bool {
+        granule_count <= (self.arena.free_count() + self.arena.used_count()) / 2
     }
 
     /// Adds one bucket to the index.
-    fn grow(&mut self) -> Result<(), NoSpace> {
+    fn grow(&mut self) -> Result<(), Refusal> {
         if self.index.split_needs_group() {
             let first_new = self.index.line_count();
-            let follow =
-                |granules: &mut [Granule], from, to| self.index.item_moved(lines_mut(granules), from, to);
             let granules = granules_mut(&mut self.lines);
-            if let Err(homeless_count) = self.arena.cede(granules, GROUP_GRANULES, follow) {
+            let before = self.index.entry_count();
+            let evict = self.at_capacity == AtCapacity::Evict;
+            let mut follow = |granules: &mut [Granule], removal| follow(&mut self.index, granules, removal);
+            if let Err(homeless_count) = self.arena.cede(granules, GROUP_GRANULES, &mut follow, evict) {
                 // Nothing else gathers room for a long item in the way, and without it the index could never grow.
-                let gathered = self.arena.compact(granules, homeless_count, follow);
-                if !gathered || self.arena.cede(granules, GROUP_GRANULES, follow).is_err() {
-                    return Err(NoSpace);
+                let gathered = self.arena.compact(granules, homeless_count, &mut follow);
+                if !gathered || self.arena.cede(granules, GROUP_GRANULES, &mut follow, evict).is_err() {
+                    return Err(Refusal::NoSpace);
                 }
             }
+            self.evicted += (before - self.index.entry_count()) as u64;
             self.lines[first_new..][..GROUP_LINES].fill(Bucket::EMPTY);
         }
-        self.index.split(&mut self.lines);
+        self.index.split(&mut self.lines, self.tick);
         Ok(())
+    }
+
+    fn evict(&mut self) -> bool {
+        false
+    }
+}
+
+/// What a write finds at its key.
+#[derive(Clone, Copy)]
+struct Former {
+    position: Position,
+    version: u64,
+    granule_count: u32,
+}
+
+/// Tells the index what became of an item that was in the way.
+fn follow(index: &mut Index, granules: &mut [Granule], removal: Removal) {
+    let lines = lines_mut(granules);
+    match removal {
+        Removal::Moved { from, to } => index.item_moved(lines, from, to),
+        Removal::Dropped(reference) => index.item_dropped(lines, reference, Trace::Ghost),
     }
 }
 
@@ -344,8 +564,12 @@ mod tests {
     const SEEDS: [u64; 4] = [1, 2, 3, 4];
 
     impl Store {
-        fn put_key(&mut self, key: &[u8], value: &[u8]) -> Result<(), NoSpace> {
-            self.put(key.into(), self.hash(key.into()), value).map(|_| ())
+        fn new_refusing(memory_len: usize, seeds: [u64; 4]) -> io::Result<Self> {
+            Self::new(memory_len, AtCapacity::Refuse, seeds)
+        }
+
+        fn put_key(&mut self, key: &[u8], value: &[u8]) -> Result<(), Refusal> {
+            self.put(key.into(), self.hash(key.into()), value, Terms::default()).map(|_| ())
         }
 
         fn get_key(&self, key: &[u8]) -> Option<&[u8]> {
@@ -359,19 +583,22 @@ mod tests {
         /// Every block, list, chain, entry and sum agrees with every other.
         fn check(&self) {
             let granules = index::granules(&self.lines);
-            let mut references = self.index.check(&self.lines);
+            let mut references = self.index.check(&self.lines, self.tick);
             self.arena.check(granules, |block| {
-                let lengths = item::lengths(granules, block);
+                let shape = item::shape(granules, block);
                 assert_eq!(
                     references.remove(&block),
-                    Some(index::span(block, lengths)),
+                    Some(index::span(block, shape)),
                     "entry of item {block}"
                 );
-                lengths.granule_count()
+                shape.granule_count()
             });
             assert!(references.is_empty(), "entries without an item: {references:?}");
             let memory = self.memory();
-            assert_eq!(memory.index_len + memory.items_len + memory.free_len + LINE_LEN, memory.cap_len);
+            let index_lines = self.index.line_count();
+            let rest = Index::schedule_len(self.lines.len()) - Index::schedule_len(index_lines);
+            let known = memory.index_len + memory.items_len + memory.free_len + rest + LINE_LEN;
+            assert_eq!(known, memory.cap_len);
         }
 
         fn fill(&mut self, value_len: usize) -> u32 {
@@ -395,7 +622,7 @@ mod tests {
     /// then short keys, each tried a bounded number of times, until a quarter of the holes' memory is left.
     #[test]
     fn a_long_value_does_not_stop_the_index_for_ever() {
-        let mut store = Store::new(8 << 20, SEEDS).unwrap();
+        let mut store = Store::new_refusing(8 << 20, SEEDS).unwrap();
         for number in 0..3_000_u32 {
             store.put_key(&number.to_be_bytes(), &[1; 1_000]).unwrap();
         }
@@ -439,7 +666,7 @@ mod tests {
         ] {
             println!("seed {seed}");
             let mut random = SmallRng::seed_from_u64(seed);
-            let mut store = Store::new(memory_len, random.random()).unwrap();
+            let mut store = Store::new_refusing(memory_len, random.random()).unwrap();
             let mut model = HashMap::<Vec<u8>, Vec<u8>>::new();
             let keys = (0..key_count)
                 .map(|_| {
@@ -458,7 +685,10 @@ mod tests {
                         let value = vec![step as u8; random_len(&mut random, value_len_max)];
                         match store.put_key(key, &value) {
                             Ok(()) => drop(model.insert(key.clone(), value)),
-                            Err(NoSpace) => refused += 1,
+                            Err(refusal) => {
+                                assert_eq!(refusal, Refusal::NoSpace);
+                                refused += 1;
+                            }
                         }
                     }
                     _ => assert_eq!(store.delete_key(key), model.remove(key).is_some(), "step {step}"),
@@ -486,7 +716,7 @@ mod tests {
     #[test]
     fn refills_to_the_same_count() {
         for memory_len in [10_000, 1 << 20] {
-            let mut store = Store::new(memory_len, SEEDS).unwrap();
+            let mut store = Store::new_refusing(memory_len, SEEDS).unwrap();
             let mut counts = HashMap::<usize, u32>::new();
             // The smallest first: after it, the index has the size that it keeps.
             for value_len in [0, 0, 4_000, 100, 0, 100, 4_000, 1_000, 0, 1_000] {
@@ -509,7 +739,7 @@ mod tests {
     fn mixed_sizes_keep_memory_usable() {
         const CAP_LEN: usize = 2 << 20;
         let mut random = SmallRng::seed_from_u64(7);
-        let mut store = Store::new(CAP_LEN, SEEDS).unwrap();
+        let mut store = Store::new_refusing(CAP_LEN, SEEDS).unwrap();
         let mut stored = Vec::new();
         let (mut written_len, mut usable_len_min, mut payload_len) = (0, usize::MAX, 0);
         let mut number = 0_u32;
@@ -538,7 +768,7 @@ mod tests {
     /// items next to the index stay until it needs their place.
     #[test]
     fn the_index_grows_into_a_full_store() {
-        let mut store = Store::new(4 << 20, SEEDS).unwrap();
+        let mut store = Store::new_refusing(4 << 20, SEEDS).unwrap();
         let large_count = store.fill(8_000);
         let index_len_before = store.memory().index_len;
         let mut small_count = 0_u32;
@@ -566,7 +796,7 @@ mod tests {
     #[test]
     fn every_growth_keeps_all_keys() {
         let mut random = SmallRng::seed_from_u64(8);
-        let mut store = Store::new(4 << 20, SEEDS).unwrap();
+        let mut store = Store::new_refusing(4 << 20, SEEDS).unwrap();
         for number in 0..12_000_u32 {
             assert_eq!(store.get_key(&number.to_be_bytes()), None);
             store.put_key(&number.to_be_bytes(), &number.to_le_bytes()).unwrap();
@@ -586,25 +816,28 @@ mod tests {
     /// found, plainly and after a probe, overwritten and deleted in another order.
     #[test]
     fn keys_with_one_hash_are_kept_apart() {
-        let mut store = Store::new(1 << 20, SEEDS).unwrap();
-        let hash = store.hash(Key::from(b"a"));
+        let mut store = Store::new_refusing(1 << 20, SEEDS).unwrap();
+        // A bit for the bucket and one for the tag.
+        store.index.hash.mask = 1 | 1 << 63;
         for number in 0..700_u32 {
-            store.put(Key::from(&number.to_be_bytes()), hash, &[1; 20]).unwrap();
+            store.put_key(&number.to_be_bytes(), &[1; 20]).unwrap();
             store.put_key(&u64::from(number).to_be_bytes(), b"other").unwrap();
-            store.put(Key::from(&number.to_be_bytes()), hash, &number.to_le_bytes()).unwrap();
+            store.put_key(&number.to_be_bytes(), &number.to_le_bytes()).unwrap();
         }
         store.check();
         assert_eq!(store.len(), 1_400);
-        let probe = store.probe(hash, store.prefetch_bucket(hash));
         for number in 0..700_u32 {
-            let found = store.get(Key::from(&number.to_be_bytes()), hash);
+            let key = number.to_be_bytes();
+            let hash = store.hash(Key::from(&key));
+            let probe = store.probe(hash, store.prefetch_bucket(hash));
+            let found = store.get(Key::from(&key), hash);
             assert_eq!(found.map(|found| found.value), Some(&number.to_le_bytes()[..]));
-            assert_eq!(store.get_probed(Key::from(&number.to_be_bytes()), hash, probe), found);
+            assert_eq!(store.get_probed(Key::from(&key), hash, probe), found);
             assert_eq!(store.get_key(&u64::from(number).to_be_bytes()), Some(&b"other"[..]));
         }
         for number in (0..700_u32).map(|number| number * 37 % 700) {
-            assert!(store.delete(Key::from(&number.to_be_bytes()), hash).is_some());
-            assert_eq!(store.delete(Key::from(&number.to_be_bytes()), hash), None);
+            assert!(store.delete_key(&number.to_be_bytes()));
+            assert!(!store.delete_key(&number.to_be_bytes()));
         }
         store.check();
         assert_eq!(store.len(), 700);
@@ -615,13 +848,14 @@ mod tests {
     #[test]
     fn stale_probes_are_harmless() {
         let mut random = SmallRng::seed_from_u64(9);
-        let mut store = Store::new(100_000, SEEDS).unwrap();
-        let mut full = Store::new(1 << 20, [5, 6, 7, 8]).unwrap();
+        let mut store = Store::new_refusing(100_000, SEEDS).unwrap();
+        let mut full = Store::new_refusing(1 << 20, [5, 6, 7, 8]).unwrap();
         full.fill(0);
-        let mut probes = (0..2_000_u32)
-            .map(|number| full.hash(Key::from(&number.to_be_bytes())))
-            .map(|hash| full.probe(hash, full.prefetch_bucket(hash)))
-            .collect::<Vec<_>>();
+        let mut probes = Vec::new();
+        for number in 0..2_000_u32 {
+            let hash = full.hash(Key::from(&number.to_be_bytes()));
+            probes.push(full.probe(hash, full.prefetch_bucket(hash)));
+        }
         let mut model = HashMap::new();
         for step in 0..20_000 {
             let key = random.random_range(0..300_u32).to_be_bytes();
@@ -632,7 +866,7 @@ mod tests {
                 model.remove(&key);
             } else {
                 let value = vec![step as u8; random.random_range(0..200)];
-                if store.put(Key::from(&key), hash, &value).is_ok() {
+                if store.put(Key::from(&key), hash, &value, Terms::default()).is_ok() {
                     model.insert(key, value);
                 }
             }
@@ -652,7 +886,7 @@ mod tests {
     /// Goal: the limits of lengths are as documented. Method: the shortest and longest keys and values, and beyond.
     #[test]
     fn lengths_at_the_limits() {
-        let mut store = Store::new(4 << 20, SEEDS).unwrap();
+        let mut store = Store::new_refusing(4 << 20, SEEDS).unwrap();
         for (key_len, value_len) in
             [(1, 0), (1, VALUE_LEN_MAX), (KEY_LEN_MAX, 0), (KEY_LEN_MAX, VALUE_LEN_MAX)]
         {
@@ -674,9 +908,9 @@ mod tests {
     /// and without effect, and an index that grows meanwhile.
     #[test]
     fn versions_count_effective_writes() {
-        let mut store = Store::new(64 << 10, SEEDS).unwrap();
+        let mut store = Store::new_refusing(64 << 10, SEEDS).unwrap();
         let put = |store: &mut Store, key: &[u8], value: &[u8]| {
-            store.put(key.into(), store.hash(key.into()), value)
+            store.put(key.into(), store.hash(key.into()), value, Terms::default())
         };
         let delete = |store: &mut Store, key: &[u8]| store.delete(key.into(), store.hash(key.into()));
         assert_eq!(put(&mut store, b"a", b"1"), Ok(1));
@@ -684,7 +918,7 @@ mod tests {
         assert_eq!(put(&mut store, b"a", b"3"), Ok(3));
         assert_eq!(delete(&mut store, b"b"), Some(4));
         assert_eq!(delete(&mut store, b"b"), None);
-        assert_eq!(put(&mut store, b"c", &[0; 70_000]), Err(NoSpace));
+        assert_eq!(put(&mut store, b"c", &[0; 70_000]), Err(Refusal::NoSpace));
         assert_eq!(store.version(), 4);
         for number in 0..200_u32 {
             assert_eq!(put(&mut store, &number.to_be_bytes(), b"x"), Ok(5 + u64::from(number)));
@@ -697,9 +931,9 @@ mod tests {
     /// shrunk twice, and longer ones refused without loss.
     #[test]
     fn shrinking_is_never_refused() {
-        let mut store = Store::new(100_000, SEEDS).unwrap();
+        let mut store = Store::new_refusing(100_000, SEEDS).unwrap();
         let count = store.fill(500);
-        assert_eq!(store.put_key(&0_u32.to_be_bytes(), &[1; 5_000]), Err(NoSpace));
+        assert_eq!(store.put_key(&0_u32.to_be_bytes(), &[1; 5_000]), Err(Refusal::NoSpace));
         assert_eq!(store.get_key(&0_u32.to_be_bytes()), Some(&[9; 500][..]));
         for value_len in [500, 499, 30, 0] {
             for number in 0..count {
@@ -713,11 +947,11 @@ mod tests {
     /// Goal: caps that cannot work are refused, the smallest allowed one works. Method: the limits.
     #[test]
     fn memory_limits() {
-        for memory_len in [0, 4095, (64 << 30) + 1, usize::MAX] {
-            let error = Store::new(memory_len, SEEDS).err().unwrap();
+        for memory_len in [0, 4095, (32 << 30) + 1, usize::MAX] {
+            let error = Store::new_refusing(memory_len, SEEDS).err().unwrap();
             assert_eq!(error.kind(), io::ErrorKind::InvalidInput);
         }
-        let mut store = Store::new(4096, SEEDS).unwrap();
+        let mut store = Store::new_refusing(4096, SEEDS).unwrap();
         assert!(store.fill(0) >= 90);
         store.check();
     }
@@ -726,7 +960,7 @@ mod tests {
     /// round of splits, with lengths that leave every amount of padding.
     #[test]
     fn overhead_per_record() {
-        let mut store = Store::new(32 << 20, SEEDS).unwrap();
+        let mut store = Store::new_refusing(32 << 20, SEEDS).unwrap();
         let mut payload_len = 0;
         for number in 0..65_536_u32 {
             let value = &[0; 200][..(number % 200) as usize];

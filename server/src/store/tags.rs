@@ -3,10 +3,19 @@
 /// Tags in one bucket: 10 × (2 + 4) bytes of tags and references and the link fill the cache line.
 pub(super) const SLOTS: usize = 10;
 
-/// Low bits of a tag: how many cache lines the item spans, at most 15. The bits above are the hash's.
-pub(super) const SPAN_MASK: u16 = 0xf;
+/// Low bits of a tag: how many cache lines the item spans, at most 7.
+pub(super) const SPAN_MASK: u16 = 0b111;
 
-/// A bit per slot whose tag has the hash bits of `wanted`, whose span bits are 0.
+/// Bits of a tag that the eviction policy keeps its account in.
+pub(super) const USES_MASK: u16 = 0b111 << USES_SHIFT;
+
+/// Place of [`USES_MASK`].
+pub(super) const USES_SHIFT: u32 = 3;
+
+/// Bits of a tag that are the key hash's.
+pub(super) const HASH_MASK: u16 = !(SPAN_MASK | USES_MASK);
+
+/// A bit per slot whose tag has the hash bits of `wanted`, whose other bits are 0.
 ///
 /// `tags` are the first 32 bytes of a bucket in memory order; what is behind the tags is ignored.
 #[inline(always)]
@@ -31,7 +40,7 @@ fn matches_sse2(tags: &[u64; 4], wanted: u16) -> u32 {
     // SAFETY: an unaligned load of 16 bytes, which the array has. Built from two integers instead, LLVM loads each
     // half twice.
     let load = |half: &[u8; 16]| unsafe { _mm_loadu_si128(half.as_ptr().cast()) };
-    let (hash_bits, wanted) = (_mm_set1_epi16(!SPAN_MASK as i16), _mm_set1_epi16(wanted as i16));
+    let (hash_bits, wanted) = (_mm_set1_epi16(HASH_MASK as i16), _mm_set1_epi16(wanted as i16));
     let low = _mm_and_si128(load(&halves[0]), hash_bits);
     let high = _mm_and_si128(load(&halves[1]), hash_bits);
     // Equal lanes are all ones, which packing to bytes with saturation keeps.
@@ -42,7 +51,7 @@ fn matches_sse2(tags: &[u64; 4], wanted: u16) -> u32 {
 #[cfg(any(test, not(target_arch = "x86_64")))]
 fn matches_portable(tags: &[u64; 4], wanted: u16) -> u32 {
     let tags: &[[u8; 2]; 16] = zerocopy::transmute_ref!(tags);
-    let bit = |(slot, &tag)| u32::from(u16::from_ne_bytes(tag) & !SPAN_MASK == wanted) << slot;
+    let bit = |(slot, &tag)| u32::from(u16::from_ne_bytes(tag) & HASH_MASK == wanted) << slot;
     tags[..SLOTS].iter().enumerate().map(bit).sum()
 }
 
@@ -55,12 +64,12 @@ mod tests {
     #[test]
     fn both_ways_agree() {
         for value in 0..=u16::MAX {
-            for wanted in [0, 0x10, 0x1230, 0xfff0, value & !SPAN_MASK] {
+            for wanted in [0, 0x40, 0x1240, 0xffc0, value & HASH_MASK] {
                 let slot = usize::from(value) % SLOTS;
                 let mut tags = [wanted; 16];
                 tags[..SLOTS].fill(wanted ^ 0x8000);
                 tags[slot] = value;
-                let expected = u32::from(value & !SPAN_MASK == wanted) << slot;
+                let expected = u32::from(value & HASH_MASK == wanted) << slot;
                 assert_eq!(matches(&zerocopy::transmute!(tags), wanted), expected, "{value:#x} {wanted:#x}");
                 assert_eq!(
                     matches_portable(&zerocopy::transmute!(tags), wanted),

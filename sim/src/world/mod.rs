@@ -14,7 +14,11 @@ use linerate_dataplane::{
     sim::{PortId, SimNetwork, SimPort, Tapped, mix},
 };
 use linerate_proto::{session::SessionConfig, wire::Statistic};
-use linerate_server::{stats::Published, store::Store, worker::Worker};
+use linerate_server::{
+    stats::Published,
+    store::{AtCapacity, Store},
+    worker::Worker,
+};
 use rand::{RngExt, SeedableRng, rngs::Xoshiro256PlusPlus};
 
 use self::recovery::{Stage, is_proof};
@@ -282,7 +286,7 @@ impl World {
                 lease: self.params.lease,
                 queue_datagrams: port.rx_queue_datagrams(1_472),
             };
-            let store = Store::new(self.params.store_memory_len, self.random.random());
+            let store = Store::new(self.params.store_memory_len, AtCapacity::Refuse, self.random.random());
             let published = Published::default();
             let worker = Worker::new(store.expect("memory for a small store"), sessions, published.clone());
             let pace = Pace::new(self.now, self.params.core_interval);
