@@ -113,18 +113,30 @@ pub(super) fn key(granules: &[Granule], start: u32) -> Key<'_> {
 
 /// Writes an item into the block at granule `start`, whose header the arena has set up.
 pub(super) fn write(granules: &mut [Granule], start: u32, key: Key<'_>, found: Found<'_>) {
-    let Found { value, version, due } = found;
-    let shape = Shape::new(key.len(), value.len(), due);
+    let shape = Shape::new(key.len(), found.value.len(), found.due);
     let item = &mut granules[start as usize..][..shape.granule_count() as usize];
     item[0][0] = item[0][0] & BLOCK_FLAGS | shape.0;
-    item[0][1] = version as u32;
-    let (head, body) = item[1..].as_mut_bytes().split_at_mut(shape.head_len() - GRANULE_LEN);
-    let (high, due_bytes) = head.split_at_mut(size_of::<u32>());
-    high.copy_from_slice(&((version & VERSION_MASK) >> 32).to_ne_bytes()[..4]);
-    due_bytes.copy_from_slice(&due.to_word().to_ne_bytes()[..due_bytes.len()]);
-    let (key_bytes, rest) = body.split_at_mut(key.len());
-    key_bytes.copy_from_slice(key.bytes());
-    rest[..value.len()].copy_from_slice(value);
+    let body = &mut item.as_mut_bytes()[shape.head_len()..];
+    body[..key.len()].copy_from_slice(key.bytes());
+    overwrite(granules, start, key.len(), found);
+}
+
+/// Gives the item at granule `start`, whose key has `key_len` bytes, another value of the same length and another end if
+/// it has one.
+#[inline(always)]
+pub(super) fn overwrite(granules: &mut [Granule], start: u32, key_len: usize, found: Found<'_>) {
+    let Found { value, version, due } = found;
+    let shape = Shape::new(key_len, value.len(), due);
+    let item = &mut granules[start as usize..][..shape.granule_count() as usize];
+    debug_assert_eq!(item[0][0] & !BLOCK_FLAGS, shape.0, "another shape");
+    let [first, second, ..] = item else { unreachable!("an item has two granules at least") };
+    first[1] = version as u32;
+    second[0] = ((version & VERSION_MASK) >> 32) as u32;
+    if due.is_some() {
+        second[1] = due.to_word();
+    }
+    let start = shape.head_len() + key_len;
+    item.as_mut_bytes()[start..start + value.len()].copy_from_slice(value);
 }
 
 /// What the item at granule `start` holds if its key is `key`.
