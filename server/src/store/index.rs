@@ -20,6 +20,7 @@ use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 
 use super::{
     arena::{GRANULE_LEN, Granule},
+    eviction::Uses,
     expiry::{Due, FAN, Schedule, Tick, earliest},
     item::{self, Found, Shape},
     keyhash::KeyHash,
@@ -60,12 +61,21 @@ fn tag_of(hash: u64) -> u16 {
     ((hash >> 48) as u16 & HASH_MASK).max(HASH_MASK & HASH_MASK.wrapping_neg())
 }
 
-/// Cache lines that an item touches, at most 7: beyond, the processor's own prefetcher has seen the pattern.
+/// Cache lines that an item touches, as a class: 1 to 4 lines, 5 to 8, 9 to 24, and more. The class's number is how many
+/// lines are asked for; beyond, the processor's own prefetcher has seen the pattern.
 pub(super) fn span(start: u32, shape: Shape) -> u16 {
     let granules_per_line = (LINE_LEN / GRANULE_LEN) as u32;
     let end_in_line = start % granules_per_line + shape.granule_count();
-    end_in_line.div_ceil(granules_per_line).min(u32::from(SPAN_MASK)) as u16
+    match end_in_line.div_ceil(granules_per_line) {
+        lines @ ..=4 => lines as u16,
+        5..=8 => 5,
+        9..=24 => 6,
+        _ => 7,
+    }
 }
+
+/// About how many bytes the items of a class have.
+const SIZES: [usize; 8] = [0, 48, 96, 160, 224, 416, 1_024, 2_560];
 
 impl Bucket {
     pub(super) const EMPTY: Self = Self { tags: [0; SLOTS], references: [0; SLOTS], overflow: 0 };
@@ -112,22 +122,27 @@ pub(super) struct Entry {
 }
 
 impl Entry {
-    pub(super) fn new(hash: u64, reference: u32, shape: Shape, uses: u16) -> Self {
-        Self { tag: tag_of(hash) | uses << USES_SHIFT | span(reference, shape), reference }
+    pub(super) fn new(hash: u64, reference: u32, shape: Shape, uses: Uses) -> Self {
+        Self { tag: tag_of(hash) | uses.bits() << USES_SHIFT | span(reference, shape), reference }
     }
 
-    /// The eviction policy's account of it, three bits.
+    /// The eviction policy's account of it.
     #[inline(always)]
-    pub(super) const fn uses(self) -> u16 {
-        (self.tag & USES_MASK) >> USES_SHIFT
+    pub(super) const fn uses(self) -> Uses {
+        Uses::from_bits((self.tag & USES_MASK) >> USES_SHIFT)
+    }
+
+    /// About how many bytes its item has.
+    const fn size(self) -> usize {
+        SIZES[(self.tag & SPAN_MASK) as usize]
     }
 }
 
 /// A slot of the index.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(super) struct Position {
     line: u32,
-    slot: u32,
+    pub(super) slot: u32,
 }
 
 /// What becomes of a removed entry's tag.
@@ -150,6 +165,10 @@ pub(super) struct Index {
     /// First of the overflow buckets that no chain uses, linked by `overflow`; 0 for none.
     spare: u32,
     entry_count: usize,
+    /// Sizes of all entries together, as their classes tell them.
+    size: usize,
+    /// Those of the newcomers among them.
+    newcomer_size: usize,
     schedule: Schedule,
 }
 
@@ -157,7 +176,16 @@ impl Index {
     /// An empty index in the first `GROUP_LINES` of zeroed memory of `line_count` lines.
     pub(super) fn new(hash: KeyHash, line_count: usize) -> Self {
         let schedule = Schedule::new(line_count / GROUP_LINES);
-        Self { hash, bucket_count: GROUP, round_mask: GROUP - 1, spare: GROUP, entry_count: 0, schedule }
+        Self {
+            hash,
+            bucket_count: GROUP,
+            round_mask: GROUP - 1,
+            spare: GROUP,
+            entry_count: 0,
+            size: 0,
+            newcomer_size: 0,
+            schedule,
+        }
     }
 
     /// Bytes beside the memory that an index in `line_count` lines may take.
@@ -167,6 +195,30 @@ impl Index {
 
     pub(super) fn entry_count(&self) -> usize {
         self.entry_count
+    }
+
+    /// Whether the newcomers, as the eviction policy calls them, have more than one part in `share` of the memory of all
+    /// items.
+    pub(super) fn newcomers_exceed(&self, share: usize) -> bool {
+        self.newcomer_size * share > self.size
+    }
+
+    /// How much longer an item is than the average: 0 below half of it, 1, 2 from 1.5 times and 3 from 4 times on.
+    pub(super) fn bulk(&self, entry: Entry) -> u16 {
+        let (size, mean) = (entry.size(), self.size / self.entry_count.max(1));
+        u16::from(size * 2 >= mean) + u16::from(size * 2 >= mean * 3) + u16::from(size >= mean * 4)
+    }
+
+    /// An entry has come.
+    fn account_for(&mut self, entry: Entry) {
+        self.size += entry.size();
+        self.newcomer_size += if entry.uses().is_newcomer() { entry.size() } else { 0 };
+    }
+
+    /// An entry has gone.
+    fn discount(&mut self, entry: Entry) {
+        self.size -= entry.size();
+        self.newcomer_size -= if entry.uses().is_newcomer() { entry.size() } else { 0 };
     }
 
     /// Lines in use, from the start of the memory.
@@ -242,7 +294,9 @@ impl Index {
     }
 
     /// Lets a slot in use refer to another item, of a key with the same hash.
-    pub(super) fn replace(&self, lines: &mut [Bucket], position: Position, entry: Entry) {
+    pub(super) fn replace(&mut self, lines: &mut [Bucket], position: Position, entry: Entry) {
+        self.discount(self.entry(lines, position));
+        self.account_for(entry);
         lines[position.line as usize].set(position.slot as usize, entry);
     }
 
@@ -250,12 +304,11 @@ impl Index {
     ///
     /// # Panics
     /// When no entry refers to the item at `from`.
-    pub(super) fn item_moved(&self, lines: &mut [Bucket], from: u32, to: u32) {
+    pub(super) fn item_moved(&mut self, lines: &mut [Bucket], from: u32, to: u32) {
         let shape = item::shape(granules(lines), to);
         let position = self.position_of(lines, self.hash_at(lines, to), from);
-        let bucket = &mut lines[position.line as usize];
-        let tag = bucket.tags[position.slot as usize] & !SPAN_MASK | span(to, shape);
-        bucket.set(position.slot as usize, Entry { tag, reference: to });
+        let Entry { tag, .. } = self.entry(lines, position);
+        self.replace(lines, position, Entry { tag: tag & !SPAN_MASK | span(to, shape), reference: to });
     }
 
     /// Removes the entry of the item at granule `reference`, which is still there.
@@ -300,24 +353,64 @@ impl Index {
         let used = lines[line].used();
         self.append(lines, &mut ChainEnd { line, used }, entry);
         self.entry_count += 1;
+        self.account_for(entry);
     }
 
     /// Removes the entry at a position that `find` gave for this hash.
     pub(super) fn remove(&mut self, lines: &mut [Bucket], hash: u64, position: Position, trace: Trace) {
         let (tail, before_tail) = self.tail(lines, self.home(hash));
         let last = lines[tail].used() - 1;
+        let removed = self.entry(lines, position);
         let ghost = match trace {
             Trace::None => 0,
-            Trace::Ghost => self.entry(lines, position).tag,
+            Trace::Ghost => removed.tag,
         };
         let entry = lines[tail].entry(last);
-        self.replace(lines, position, entry);
+        lines[position.line as usize].set(position.slot as usize, entry);
         lines[tail].set(last, Entry { tag: ghost, reference: 0 });
         if let (0, Some(before)) = (last, before_tail) {
             lines[before].overflow = 0;
             self.release(lines, tail as u32);
         }
         self.entry_count -= 1;
+        self.discount(removed);
+    }
+
+    /// Counts a use of the entry that `probe` found in this slot.
+    #[inline(always)]
+    pub(super) fn count_use(&self, lines: &mut [Bucket], line: u32, slot: usize) {
+        let lines = &mut lines[..self.line_count()];
+        let Some(tag) = lines.get_mut(line as usize).and_then(|bucket| bucket.tags.get_mut(slot)) else {
+            return;
+        };
+        let uses = Uses::from_bits((*tag & USES_MASK) >> USES_SHIFT);
+        // What is used much is not written any more.
+        if uses.more() != uses {
+            *tag = *tag & !USES_MASK | uses.more().bits() << USES_SHIFT;
+        }
+    }
+
+    /// The entry in a slot; `None` behind the last of a line.
+    pub(super) fn entry_if_any(&self, lines: &[Bucket], position: Position) -> Option<Entry> {
+        let (bucket, slot) = (&lines[position.line as usize], position.slot as usize);
+        (slot < SLOTS && bucket.references[slot] != 0).then(|| bucket.entry(slot))
+    }
+
+    /// Changes what is noted of the uses of the entry in a slot in use.
+    pub(super) fn set_uses(&mut self, lines: &mut [Bucket], position: Position, uses: Uses) {
+        let Entry { tag, reference } = self.entry(lines, position);
+        let tag = tag & !USES_MASK | uses.bits() << USES_SHIFT;
+        self.replace(lines, position, Entry { tag, reference });
+    }
+
+    /// The first slot of the next line that holds entries, round and round.
+    pub(super) fn next_line(&self, position: &mut Position) {
+        let mut line = position.line as usize + 1;
+        if line % GROUP_LINES == GROUP_LINES - 1 {
+            line += 1;
+        }
+        // Of a group that is not complete, the buckets that are not there yet are empty.
+        *position = Position { line: if line < self.line_count() { line as u32 } else { 0 }, slot: 0 };
     }
 
     /// Takes the ghost of a hash out of its chain; whether there was one. It may be another key's.
@@ -569,6 +662,13 @@ impl Index {
             spare = lines[spare as usize].overflow;
         }
         assert_eq!(overflow_count, self.line_count() / GROUP_LINES, "overflow buckets");
+        let in_use =
+            lines[..self.line_count()].chunks(GROUP_LINES).flat_map(|group| &group[..GROUP_LINES - 1]);
+        let entries = in_use.flat_map(|line| (0..SLOTS).map(|slot| line.entry(slot)));
+        let entries: Vec<_> = entries.filter(|entry| entry.reference != 0).collect();
+        assert_eq!(entries.iter().map(|entry| entry.size()).sum::<usize>(), self.size);
+        let newcomers = entries.iter().filter(|entry| entry.uses().is_newcomer());
+        assert_eq!(newcomers.map(|entry| entry.size()).sum::<usize>(), self.newcomer_size);
         assert_eq!(references.len(), self.entry_count);
         references
     }
@@ -592,7 +692,7 @@ mod tests {
         assert_ne!(tag_of(0x123 << 54), tag_of(0x124 << 54));
     }
 
-    /// Goal: `span` counts exactly the lines that an item touches. Method: compare with first and last byte, for all
+    /// Goal: `span` goes by exactly the lines that an item touches. Method: compare with first and last byte, for all
     /// places in a line and all lengths around the limits.
     #[test]
     fn span_counts_lines() {
@@ -602,7 +702,11 @@ mod tests {
                 let first = start as usize * GRANULE_LEN;
                 let last = first + shape.granule_count() as usize * GRANULE_LEN - 1;
                 let lines = last / LINE_LEN - first / LINE_LEN + 1;
-                assert_eq!(usize::from(span(start, shape)), lines.min(7));
+                let class = usize::from(span(start, shape));
+                assert_eq!(
+                    class,
+                    [lines, 5, 6, 7][[5, 9, 25].iter().filter(|&&limit| lines >= limit).count()]
+                );
             }
         }
     }

@@ -15,6 +15,7 @@
 //! comparison is safe code: a wrong reference could give a wrong answer or a panic, never access outside the mapping.
 
 mod arena;
+mod eviction;
 mod expiry;
 mod index;
 mod item;
@@ -35,6 +36,7 @@ use linerate_proto::{
 use zerocopy::IntoBytes;
 
 use arena::{Arena, GRANULE_LEN, Granule, Removal};
+use eviction::{Hands, Uses};
 use expiry::{Due, Tick};
 use index::{Bucket, Entry, GROUP_GRANULES, GROUP_LINES, Index, Position, Trace, granules_mut, lines_mut};
 pub use item::Found;
@@ -64,6 +66,7 @@ pub struct Store {
     index: Index,
     arena: Arena,
     at_capacity: AtCapacity,
+    hands: Hands,
     now: Instant,
     /// The same, in the unit of expiries.
     tick: Tick,
@@ -150,7 +153,9 @@ pub struct MemoryUse {
     pub items_len: usize,
     /// Free for items and index, though not in one piece.
     pub free_len: usize,
-    /// The cap: all of the above, the rest of the schedule (0.4 % of the cap in all), and the 64 bytes that end the arena.
+    /// The line that ends the arena, and the part of the schedule for what the index may grow to: 0.4 % of the cap.
+    pub reserved_len: usize,
+    /// The cap: all of the above.
     pub cap_len: usize,
 }
 
@@ -176,6 +181,7 @@ impl Store {
             index,
             arena,
             at_capacity,
+            hands: Hands::default(),
             now: Instant::default(),
             tick: Tick::default(),
             moves: 0,
@@ -236,10 +242,14 @@ impl Store {
         Probe { bucket: line as u32, reference: 0, moves: self.moves }
     }
 
-    /// Looks for the hash in its bucket, and asks for all cache lines of the item that seems to be it.
+    /// Looks for the hash in its bucket, and asks for all cache lines of the item that seems to be it. Where items may be
+    /// evicted, this counts as a use of that item.
     #[inline]
     pub fn probe(&mut self, hash: u64, probe: Probe) -> Probe {
-        let (reference, _) = self.index.probe(&self.lines, probe.bucket, hash);
+        let (reference, slot) = self.index.probe(&self.lines, probe.bucket, hash);
+        if self.at_capacity == AtCapacity::Evict && reference != 0 {
+            self.index.count_use(&mut self.lines, probe.bucket, slot);
+        }
         Probe { reference, ..probe }
     }
 
@@ -346,7 +356,7 @@ impl Store {
         let next = Found { value, version: self.next_version(), due };
         let stored = |store: &mut Self, former| match former {
             Some(former) => store.replace(key, hash, next, former),
-            None => store.insert(key, hash, next, 0),
+            None => store.insert(key, hash, next, None),
         };
         let mut outcome = stored(self, former);
         while outcome.is_err() && self.expire(LAST_EXPIRIES) > 0 {
@@ -415,12 +425,14 @@ impl Store {
     /// How the memory is used at the moment.
     pub fn memory(&self) -> MemoryUse {
         let index_lines = self.index.line_count();
-        let lines_len = self.lines.len() * LINE_LEN;
+        let (schedule_len, used_len) =
+            (Index::schedule_len(self.lines.len()), Index::schedule_len(index_lines));
         MemoryUse {
-            index_len: index_lines * LINE_LEN + Index::schedule_len(index_lines),
+            index_len: index_lines * LINE_LEN + used_len,
             items_len: self.arena.used_count() as usize * GRANULE_LEN,
             free_len: self.arena.free_count() as usize * GRANULE_LEN,
-            cap_len: lines_len + Index::schedule_len(self.lines.len()),
+            reserved_len: LINE_LEN + schedule_len - used_len,
+            cap_len: self.lines.len() * LINE_LEN + schedule_len,
         }
     }
 
@@ -458,12 +470,16 @@ impl Store {
         self.moves = self.moves.wrapping_add(1);
     }
 
-    /// Removes the entry at a position and its item.
     fn remove(&mut self, hash: u64, position: Position) {
+        self.remove_item(hash, position, Trace::None);
+    }
+
+    /// Removes the entry at a position and its item.
+    fn remove_item(&mut self, hash: u64, position: Position, trace: Trace) {
         self.outdate_hints();
         let reference = self.index.entry(&self.lines, position).reference;
         let granule_count = item::shape(index::granules(&self.lines), reference).granule_count();
-        self.index.remove(&mut self.lines, hash, position, Trace::None);
+        self.index.remove(&mut self.lines, hash, position, trace);
         self.arena.give_back(granules_mut(&mut self.lines), reference, granule_count);
     }
 
@@ -482,8 +498,9 @@ impl Store {
                 return Err(Refusal::NoSpace);
             }
             // Otherwise it could be the former item that makes room.
+            let uses = self.index.entry(&self.lines, position).uses();
             self.remove(hash, position);
-            return self.insert(key, hash, next, 1);
+            return self.insert(key, hash, next, Some(uses));
         }
         self.outdate_hints();
         let start = self.take(wanted_count)?;
@@ -504,20 +521,44 @@ impl Store {
         self.index.replace(&mut self.lines, position, Entry::new(hash, start, shape, uses));
     }
 
-    fn insert(&mut self, key: Key<'_>, hash: u64, next: Found<'_>, uses: u16) -> Result<(), Refusal> {
-        // Room in the index first: growing may move items, so none must be half stored while it does.
+    fn insert(
+        &mut self,
+        key: Key<'_>,
+        hash: u64,
+        next: Found<'_>,
+        uses: Option<Uses>,
+    ) -> Result<(), Refusal> {
+        let shape = Shape::new(key.len(), next.value.len(), next.due);
+        let evicts = self.at_capacity == AtCapacity::Evict;
+        if evicts && !self.can_hold(shape.granule_count()) {
+            return Err(Refusal::NoSpace);
+        }
+        // Room in the index first: growing may move items or evict them, so the new one must not be there yet.
+        let has_ghost = evicts && self.index.take_ghost(&mut self.lines, hash);
+        if evicts {
+            self.grow_if_crowded();
+        }
         while !self.index.has_room(&self.lines, hash) {
             self.grow()?;
         }
-        let shape = Shape::new(key.len(), next.value.len(), next.due);
         let start = self.take(shape.granule_count())?;
         item::write(granules_mut(&mut self.lines), start, key, next);
-        self.index.insert(&mut self.lines, hash, Entry::new(hash, start, shape, uses));
+        let entry = Entry::new(hash, start, shape, uses.unwrap_or(Uses::NEWCOMER));
+        let first = Uses::first(has_ghost, self.index.bulk(entry));
+        let entry = Entry::new(hash, start, shape, uses.unwrap_or(first));
+        self.index.insert(&mut self.lines, hash, entry);
+        // What is not evicted must not take the room of what is being stored.
+        if !evicts {
+            self.grow_if_crowded();
+        }
+        Ok(())
+    }
+
+    fn grow_if_crowded(&mut self) {
         if self.index.is_crowded() {
             // Refused when memory is full; lookups then get slower by the longer chains, nothing else.
             let _ = self.grow();
         }
-        Ok(())
     }
 
     /// A block for an item; other items may have moved or gone.
@@ -562,9 +603,9 @@ impl Store {
         start.ok_or(Refusal::NoSpace)
     }
 
-    /// Whether an item of so many granules could be stored if all others went.
+    /// Whether an item of so many granules can be stored if others go, even if the index grows for it.
     fn can_hold(&self, granule_count: u32) -> bool {
-        granule_count <= (self.arena.free_count() + self.arena.used_count()) / 2
+        granule_count + GROUP_GRANULES <= self.arena.free_count() + self.arena.used_count()
     }
 
     /// Adds one bucket to the index.
@@ -590,8 +631,13 @@ impl Store {
         Ok(())
     }
 
+    /// Removes the item that is least likely to be asked for; `false` when there is none.
     fn evict(&mut self) -> bool {
-        false
+        let Some(position) = self.hands.victim(&mut self.index, &mut self.lines) else { return false };
+        let Entry { reference, .. } = self.index.entry(&self.lines, position);
+        self.remove_item(self.index.hash_at(&self.lines, reference), position, Trace::Ghost);
+        self.evicted += 1;
+        true
     }
 }
 
@@ -665,9 +711,7 @@ mod tests {
             });
             assert!(references.is_empty(), "entries without an item: {references:?}");
             let memory = self.memory();
-            let index_lines = self.index.line_count();
-            let rest = Index::schedule_len(self.lines.len()) - Index::schedule_len(index_lines);
-            let known = memory.index_len + memory.items_len + memory.free_len + rest + LINE_LEN;
+            let known = memory.index_len + memory.items_len + memory.free_len + memory.reserved_len;
             assert_eq!(known, memory.cap_len);
         }
 
@@ -1152,6 +1196,90 @@ mod tests {
             assert_eq!(store.put_key(&u64::from(number).to_be_bytes(), &[2; 90]), Ok(()), "{number}");
         }
         store.check();
+    }
+
+    /// Goal: a store that evicts takes everything, keeps what it says it has, and evicts only for want of room. Method:
+    /// random puts, gets, additions and deletes of all sizes at several caps; every value found is the latest, what was
+    /// just put is found, and the memory stays in use.
+    #[test]
+    fn eviction_takes_everything() {
+        for (seed, memory_len, key_count, value_len_max) in [
+            (1, 10_000, 400, 60),
+            (2, 60_000, 3_000, 700),
+            (3, 4 << 20, 3_000, 1 << 20),
+            (4, 200_000, 20_000, 300),
+        ] {
+            println!("seed {seed}");
+            let mut random = SmallRng::seed_from_u64(seed);
+            let mut store = Store::new(memory_len, AtCapacity::Evict, random.random()).unwrap();
+            let mut model = HashMap::<u32, (usize, u8)>::new();
+            let (mut hits, mut gets) = (0, 0);
+            for step in 0..30_000 {
+                store.advance(at_ms(step / 100));
+                let number: u32 = random.random_range(0..key_count);
+                let key = number.to_be_bytes();
+                match random.random_range(0..10) {
+                    0..5 => {
+                        let hash = store.hash(Key::from(&key));
+                        let probe = store.probe(hash, store.prefetch_bucket(hash));
+                        gets += 1;
+                        if let Some(found) = store.get_probed(Key::from(&key), hash, probe) {
+                            let (len, byte) = model[&number];
+                            assert!(
+                                found.value.len() == len && found.value.iter().all(|&value| value == byte)
+                            );
+                            hits += 1;
+                        }
+                    }
+                    5..9 => {
+                        let value = vec![step as u8; random_len(&mut random, value_len_max)];
+                        let ttl_ms = if random.random_bool(0.1) { random.random_range(1..50) } else { 0 };
+                        let put = put_for(&mut store, &key, &value, ttl_ms);
+                        assert!(put.is_ok(), "step {step}: {} bytes, {:?}", value.len(), store.memory());
+                        assert_eq!(store.get_key(&key), Some(&value[..]));
+                        model.insert(number, (value.len(), step as u8));
+                    }
+                    _ => {
+                        store.delete_key(&key);
+                        model.remove(&number);
+                    }
+                }
+                if step % 1_000 == 0 {
+                    store.check();
+                }
+            }
+            store.check();
+            println!("{hits} of {gets} hits, {} evicted, {:?}", store.evicted(), store.memory());
+            assert!(hits > 0 && store.evicted() > 0);
+        }
+    }
+
+    /// Goal: what is used stays while what is read once passes through. Method: keys that are asked for again and again
+    /// fill half of the memory; between them, ten times the memory of keys that never return.
+    #[test]
+    fn a_scan_passes_through() {
+        let mut store = Store::new(1 << 20, AtCapacity::Evict, SEEDS).unwrap();
+        let value = [1; 100];
+        let ask = |store: &mut Store, key: &[u8]| {
+            let hash = store.hash(key.into());
+            let probe = store.probe(hash, store.prefetch_bucket(hash));
+            let found = store.get_probed(key.into(), hash, probe).is_some();
+            if !found {
+                store.put(key.into(), hash, &value, Terms::default()).unwrap();
+            }
+            found
+        };
+        let mut hits = 0;
+        for round in 0..20_u64 {
+            for number in 0..3_500_u32 {
+                hits += u32::from(ask(&mut store, &number.to_be_bytes()) && round >= 5);
+                assert!(!ask(&mut store, &(round << 32 | u64::from(number)).to_be_bytes()));
+            }
+        }
+        store.check();
+        let share = f64::from(hits) / (15.0 * 3_500.0);
+        println!("{share} of the gets hit");
+        assert!(share > 0.95, "{share} of the gets hit");
     }
 
     /// Goal: each condition lets pass just what it says, and refusals tell the version. Method: all conditions on an
