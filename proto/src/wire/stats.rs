@@ -138,6 +138,20 @@ statistics! {
     RxHandedOver = "rx_handed_over",
     /// Datagrams for another core that could not be handed over.
     RxHandoverDrops = "rx_handover_drops",
+    /// Additions executed.
+    Adds = "adds",
+    /// Writes refused because a condition of theirs was not met.
+    ConditionsFailed = "conditions_failed",
+    /// Keys removed because their time to live had run out.
+    Expired = "expired",
+    /// Keys removed to make room for others.
+    Evicted = "evicted",
+    /// Resident memory of the whole server process that is on huge pages, in bytes.
+    HugePageBytes = "huge_page_bytes",
+    /// Most bytes that the core's ports take.
+    BuffersBytes = "buffers_bytes",
+    /// The core's share of the server's memory in bytes, buffers included.
+    MemoryLimitBytes = "memory_limit_bytes",
 }
 
 /// Number of statistics.
@@ -166,10 +180,11 @@ mod tests {
     /// their own order in one piece.
     #[test]
     fn places_are_golden() {
-        assert_eq!(STAT_COUNT, 59);
+        assert_eq!(STAT_COUNT, 66);
         assert_eq!(STAT_NAMES[Statistic::Gets as usize], "gets");
         assert_eq!(STAT_NAMES[8], "sessions");
         assert_eq!(STAT_NAMES[23], "rx_overflow_drops");
+        assert_eq!((STAT_NAMES[59], STAT_NAMES[65]), ("adds", "memory_limit_bytes"));
         for (index, reason) in DropReason::ALL.into_iter().enumerate() {
             let name = STAT_NAMES[Statistic::DropTruncated as usize + index];
             assert_eq!(name.strip_prefix("drop_"), Some(reason.name()));
