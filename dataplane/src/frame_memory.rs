@@ -32,9 +32,11 @@ impl FrameMemory {
     /// # Errors
     /// `ENOMEM` of mmap(2); `InvalidInput` for no bytes or more than can be addressed.
     pub(crate) fn anonymous(len: usize) -> io::Result<Self> {
-        let mapped_len = len.checked_next_multiple_of(4096).and_then(NonZeroUsize::new);
-        let mapped_len = mapped_len.ok_or(io::ErrorKind::InvalidInput)?;
-        Ok(Self { start: map_private(mapped_len)?, mapped_len })
+        if len == 0 {
+            return Err(io::ErrorKind::InvalidInput.into());
+        }
+        let (start, mapped_len) = map_private(len)?;
+        Ok(Self { start, mapped_len })
     }
 
     /// `len` bytes of a socket's rings, from `offset` of its mapping on (packet_mmap, AF_XDP).

@@ -18,6 +18,13 @@ use zerocopy::{FromBytes, IntoBytes};
 /// The page size that `MADV_HUGEPAGE` asks for on x86-64 and on aarch64 with 4 KiB base pages.
 const HUGE_PAGE_LEN: usize = 2 << 20;
 
+/// What the length of a mapping on huge pages is rounded up to: the largest base page that Linux has (arm64 and ppc64 with
+/// 64 KiB), since munmap(2) takes whole ones only. The rest of the last huge page is not mapped, so that it takes no memory.
+pub const MAPPING_UNIT: usize = 64 << 10;
+
+/// Smallest base page.
+const PAGE_LEN: usize = 4096;
+
 /// An owned, zeroed array of `T` in its own anonymous mapping.
 ///
 /// Unlike a `Vec`, its pages are not touched before they are used, and regions of at least 2 MiB are offered to the
@@ -42,28 +49,86 @@ impl<T: FromBytes + IntoBytes> Region<T> {
     /// overflows `usize`.
     pub fn zeroed(count: usize) -> io::Result<Self> {
         let wanted = count.checked_mul(size_of::<T>()).ok_or(io::ErrorKind::InvalidInput)?;
-        let rounding = if wanted >= HUGE_PAGE_LEN { HUGE_PAGE_LEN } else { 4096 };
-        let mapped_len = wanted.max(1).checked_next_multiple_of(rounding).and_then(NonZeroUsize::new);
-        let mapped_len = mapped_len.ok_or(io::ErrorKind::InvalidInput)?;
-        let start = map_private(mapped_len)?;
+        let (start, mapped_len) = map_private(wanted)?;
         // mmap aligns to 4 KiB; no element type of this project wants more.
-        assert!(align_of::<T>() <= 4096, "elements aligned to more than a page");
+        assert!(align_of::<T>() <= PAGE_LEN, "elements aligned to more than a page");
         Ok(Self { start, mapped_len, count, elements: PhantomData })
     }
 }
 
-/// Maps zeroed memory of this process's own, on huge pages if it is long enough for one and the kernel has them.
-pub(crate) fn map_private(mapped_len: NonZeroUsize) -> io::Result<NonNull<c_void>> {
-    // SAFETY: a private anonymous mapping at an address of the kernel's choosing aliases no existing memory.
-    let start = unsafe {
-        mmap_anonymous(None, mapped_len, ProtFlags::PROT_READ | ProtFlags::PROT_WRITE, MapFlags::MAP_PRIVATE)
-    }?;
-    if mapped_len.get() >= HUGE_PAGE_LEN {
-        // SAFETY: the range is exactly the mapping made above. The advice changes only the page size; a refusal
-        // (kernel without huge pages) leaves ordinary pages, which is why the result is not looked at.
-        let _ = unsafe { madvise(start, mapped_len.get(), MmapAdvise::MADV_HUGEPAGE) };
+impl<T> Region<T> {
+    /// Bytes that the region takes once all of it has been written to.
+    #[must_use]
+    pub const fn memory_len(&self) -> usize {
+        self.mapped_len.get()
     }
-    Ok(start)
+
+    /// Takes all memory of the region from the system now, by the calling thread and so on its NUMA node, instead of page by
+    /// page when it is first written to. Changes no element.
+    ///
+    /// # Errors
+    /// What madvise(2) says of `MADV_POPULATE_WRITE`: `ENOMEM` or `EFAULT` when the memory is not to be had.
+    pub fn populate(&mut self) -> io::Result<()> {
+        // SAFETY: the range is exactly the mapping, which is private, anonymous and writable; the advice changes no byte.
+        let advised =
+            unsafe { libc::madvise(self.start.as_ptr(), self.mapped_len.get(), libc::MADV_POPULATE_WRITE) };
+        if advised == 0 {
+            return Ok(());
+        }
+        let error = io::Error::last_os_error();
+        if error.raw_os_error() != Some(libc::EINVAL) {
+            return Err(error);
+        }
+        // A kernel before 5.14 does not know the advice.
+        self.write_to_pages();
+        Ok(())
+    }
+
+    /// Writes to each page what is there.
+    fn write_to_pages(&mut self) {
+        let start = self.start.cast::<u8>().as_ptr();
+        for offset in (0..self.mapped_len.get()).step_by(PAGE_LEN) {
+            let place = start.wrapping_add(offset);
+            // SAFETY: the byte is inside the mapping, which is readable and initialised by the kernel.
+            let byte = unsafe { place.read_volatile() };
+            // SAFETY: the mapping is writable, and `&mut self` proves that nobody else refers to the byte.
+            unsafe { place.write_volatile(byte) };
+        }
+    }
+}
+
+/// Maps zeroed memory of this process's own, at least `len` bytes. If it is long enough for a huge page it starts at one, so
+/// that its first bytes can be on one too, and the kernel is asked for them.
+pub(crate) fn map_private(len: usize) -> io::Result<(NonNull<c_void>, NonZeroUsize)> {
+    let is_huge = len >= HUGE_PAGE_LEN;
+    let unit = if is_huge { MAPPING_UNIT } else { PAGE_LEN };
+    let mapped_len = len.max(1).checked_next_multiple_of(unit).and_then(NonZeroUsize::new);
+    let mapped_len = mapped_len.ok_or(io::ErrorKind::InvalidInput)?;
+    // Somewhere in so much more a huge page begins; mmap(2) itself promises no more than a base page.
+    let spare_len = if is_huge { HUGE_PAGE_LEN } else { 0 };
+    let asked_len = mapped_len.checked_add(spare_len).ok_or(io::ErrorKind::InvalidInput)?;
+    let access = ProtFlags::PROT_READ | ProtFlags::PROT_WRITE;
+    // SAFETY: a private anonymous mapping at an address of the kernel's choosing aliases no existing memory.
+    let start = unsafe { mmap_anonymous(None, asked_len, access, MapFlags::MAP_PRIVATE) }?;
+    if !is_huge {
+        return Ok((start, mapped_len));
+    }
+    let skipped_len = start.addr().get().next_multiple_of(HUGE_PAGE_LEN) - start.addr().get();
+    // SAFETY: at most `HUGE_PAGE_LEN` bytes are skipped, which is what was asked for in addition.
+    let aligned = unsafe { start.byte_add(skipped_len) };
+    // SAFETY: as above: what was asked for reaches at least to there.
+    let end = unsafe { aligned.byte_add(mapped_len.get()) };
+    for (surplus, surplus_len) in [(start, skipped_len), (end, spare_len - skipped_len)] {
+        if surplus_len > 0 {
+            // SAFETY: these are bytes of the mapping made above in front of `aligned` or from `end` on, which nobody
+            // refers to; both begin and end at multiples of every base page.
+            unsafe { munmap(surplus, surplus_len) }?;
+        }
+    }
+    // SAFETY: the range is what is left of the mapping. The advice changes only the page size; a refusal (kernel without
+    // huge pages) leaves ordinary pages, which is why the result is not looked at.
+    let _ = unsafe { madvise(aligned, mapped_len.get(), MmapAdvise::MADV_HUGEPAGE) };
+    Ok((aligned, mapped_len))
 }
 
 impl<T> Deref for Region<T> {
@@ -115,8 +180,7 @@ impl SharedWords {
     /// # Errors
     /// As [`Region::zeroed`].
     pub fn anonymous(count: usize) -> io::Result<Self> {
-        let mapped_len = Self::mapped_len(count)?;
-        let start = map_private(mapped_len)?;
+        let (start, mapped_len) = map_private(Self::len_of(count)?)?;
         Ok(Self { start, mapped_len, count })
     }
 
@@ -137,7 +201,8 @@ impl SharedWords {
     /// # Errors
     /// What mmap(2) says.
     pub(crate) fn of_fd(fd: BorrowedFd<'_>, count: usize) -> io::Result<Self> {
-        let mapped_len = Self::mapped_len(count)?;
+        let mapped_len = Self::len_of(count)?.max(1).checked_next_multiple_of(PAGE_LEN);
+        let mapped_len = mapped_len.and_then(NonZeroUsize::new).ok_or(io::ErrorKind::InvalidInput)?;
         // SAFETY: a mapping at an address of the kernel's choosing aliases no memory of this process. Other processes
         // may change its bytes at any time, which atomic accesses, the only ones there are, allow for.
         let start = unsafe {
@@ -161,10 +226,8 @@ impl SharedWords {
         let _ = address;
     }
 
-    fn mapped_len(count: usize) -> io::Result<NonZeroUsize> {
-        let wanted = count.checked_mul(size_of::<u64>()).ok_or(io::ErrorKind::InvalidInput)?;
-        let mapped_len = wanted.max(1).checked_next_multiple_of(4096).and_then(NonZeroUsize::new);
-        mapped_len.ok_or_else(|| io::ErrorKind::InvalidInput.into())
+    fn len_of(count: usize) -> io::Result<usize> {
+        count.checked_mul(size_of::<u64>()).ok_or_else(|| io::ErrorKind::InvalidInput.into())
     }
 }
 
@@ -211,6 +274,53 @@ mod tests {
     fn a_size_beyond_the_address_space_is_an_error() {
         assert!(Region::<u64>::zeroed(usize::MAX / 4).is_err());
         assert!(Region::<u8>::zeroed(usize::MAX / 2).is_err());
+    }
+
+    /// Goal: huge pages can be used from the first byte on, and no memory is taken beyond what was asked for. Method: lengths
+    /// around one and several huge pages; all of each is written, at the places where pages begin and end.
+    #[test]
+    fn long_regions_start_at_a_huge_page() {
+        let mut regions = Vec::new();
+        for len in [1, HUGE_PAGE_LEN - 1, HUGE_PAGE_LEN, HUGE_PAGE_LEN + 1, 5 * HUGE_PAGE_LEN + 70_000] {
+            let mut region = Region::<u8>::zeroed(len).unwrap();
+            let is_huge = len >= HUGE_PAGE_LEN;
+            assert_eq!(region.as_ptr().addr() % if is_huge { HUGE_PAGE_LEN } else { PAGE_LEN }, 0, "{len}");
+            let unit = if is_huge { MAPPING_UNIT } else { PAGE_LEN };
+            assert_eq!(region.memory_len(), len.next_multiple_of(unit));
+            for index in (0..len).step_by(PAGE_LEN).chain([len - 1]) {
+                region[index] = index as u8 | 1;
+            }
+            regions.push(region);
+        }
+        // All at once: none was unmapped with another's surplus.
+        for region in &regions {
+            let places = (0..region.len()).step_by(PAGE_LEN).chain([region.len() - 1]);
+            assert!(places.into_iter().all(|index| region[index] == index as u8 | 1));
+        }
+    }
+
+    /// Goal: populated memory is there and holds what it held. Method: both ways, on a region that was partly written to.
+    #[test]
+    fn populating_takes_all_memory_and_changes_nothing() {
+        let resident = |region: &Region<u8>| {
+            let mut pages = vec![0_u8; region.memory_len() / PAGE_LEN];
+            // SAFETY: the mapping is as long as said, and there is a byte for each of its pages, or more.
+            let told =
+                unsafe { libc::mincore(region.start.as_ptr(), region.memory_len(), pages.as_mut_ptr()) };
+            assert_eq!(told, 0);
+            pages.iter().filter(|&page| page & 1 == 1).count() * PAGE_LEN
+        };
+        let ways: [fn(&mut Region<u8>); 2] =
+            [|region| region.populate().unwrap(), |region| region.write_to_pages()];
+        for way in ways {
+            let mut region = Region::<u8>::zeroed(3 * HUGE_PAGE_LEN + 1).unwrap();
+            region[PAGE_LEN] = 7;
+            assert!(resident(&region) < region.memory_len());
+            way(&mut region);
+            assert_eq!(resident(&region), region.memory_len());
+            assert_eq!(region.iter().map(|&byte| usize::from(byte)).sum::<usize>(), 7);
+            assert_eq!(region[PAGE_LEN], 7);
+        }
     }
 
     #[test]
