@@ -44,6 +44,11 @@ impl HeaderCache {
         Self { places: vec![None; KNOWN_HEADERS].into() }
     }
 
+    /// Bytes of memory that it takes.
+    pub(crate) fn memory_len(&self) -> usize {
+        size_of_val(&*self.places)
+    }
+
     #[inline]
     pub(crate) fn to(&mut self, local: &Local, addr: SocketAddrV4, mac: [u8; 6]) -> Headers {
         // Clients differ in their last byte or in their port.

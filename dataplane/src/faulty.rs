@@ -317,6 +317,19 @@ impl<P: Port> Port for FaultyPort<P> {
         self.port.check()
     }
 
+    /// That of the port and of its own outbox, and what is held back now.
+    fn memory_len(&self) -> usize {
+        let held: usize = self.rx_held.iter().chain(&self.tx_held).map(|held| held.bytes.capacity()).sum();
+        let lists = (self.rx_held.capacity() + self.tx_held.capacity()) * size_of::<Held>();
+        let memory = self.released.as_ref().map_or(0, Vec::capacity) + self.spare.capacity();
+        self.port.memory_len() + self.outbox.memory_len() + self.inbox.memory_len() + held + lists + memory
+    }
+
+    fn populate(&mut self) -> io::Result<()> {
+        self.port.populate()?;
+        self.outbox.populate()
+    }
+
     /// `None` while something is held back: then there is work without anything arriving.
     fn wait_fd(&self) -> Option<BorrowedFd<'_>> {
         if self.rx_held.is_empty() && self.tx_held.is_empty() { self.port.wait_fd() } else { None }

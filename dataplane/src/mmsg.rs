@@ -25,6 +25,10 @@ const CONTROL_LEN: usize = 128;
 #[repr(C, align(8))]
 struct Control([u8; CONTROL_LEN]);
 
+/// Bytes of a message's header and what goes with it, without its payload.
+const MESSAGE_LEN: usize =
+    size_of::<libc::mmsghdr>() + size_of::<libc::iovec>() + size_of::<SockAddrStorage>() + CONTROL_LEN;
+
 /// What the kernel said about one received buffer.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Arrival {
@@ -88,6 +92,16 @@ impl RxRing {
 
     pub(crate) const fn buffer_len(&self) -> usize {
         self.buffer_len
+    }
+
+    /// Bytes of memory that it takes.
+    pub(crate) fn memory_len(&self) -> usize {
+        self.memory.memory_len() + self.headers.len() * MESSAGE_LEN
+    }
+
+    /// As [`Region::populate`].
+    pub(crate) fn populate(&mut self) -> io::Result<()> {
+        self.memory.populate()
     }
 
     /// Receives into as many buffers as there is something for, without waiting, and returns their number.
@@ -191,6 +205,11 @@ pub(crate) struct TxRing {
 unsafe impl Send for TxRing {}
 
 impl TxRing {
+    /// Bytes of memory that it takes.
+    pub(crate) fn memory_len(&self) -> usize {
+        self.headers.len() * (MESSAGE_LEN + size_of::<u64>())
+    }
+
     pub(crate) fn new(messages: usize) -> Self {
         let mut names: Box<[_]> = (0..messages).map(|_| SockAddrStorage::zeroed()).collect();
         let mut controls = vec![Control([0; CONTROL_LEN]); messages].into_boxed_slice();

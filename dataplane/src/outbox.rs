@@ -80,6 +80,8 @@ pub struct Outbox {
     taken: Vec<u32>,
     open: Vec<Open>,
     trains: Vec<Train>,
+    /// Most trains, so that their list has a limit: as many as there can be datagrams if all of them are full.
+    trains_max: usize,
     /// Index in `open` of the peer that `begin` was last called for.
     current: usize,
     /// Longest datagram that the slot handed out by `begin` may take; 0 when there is none.
@@ -101,13 +103,19 @@ pub struct Slot<'a> {
 impl Outbox {
     /// An outbox of `chunks` times 64 KiB.
     pub(crate) fn new(chunks: usize, framing: Framing) -> io::Result<Self> {
+        let trains_max = match framing {
+            Framing::Segments => chunks * DATAGRAMS_PER_CHUNK,
+            // There a chunk is one train.
+            Framing::Stream => chunks,
+        };
         Ok(Self {
             memory: Region::zeroed(chunks * CHUNK_LEN)?,
             framing,
             free: (0..chunks as u32).rev().collect(),
             taken: Vec::with_capacity(chunks),
             open: Vec::with_capacity(chunks),
-            trains: Vec::with_capacity(chunks * 2),
+            trains: Vec::with_capacity(trains_max),
+            trains_max,
             current: 0,
             begun_len_max: 0,
             frames: None,
@@ -129,8 +137,33 @@ impl Outbox {
     pub fn free_chunks(&self) -> usize {
         match &self.frames {
             Some(frames) => frames.free_chunks(),
+            // A chunk is also the promise of as many trains as it may take.
+            None if self.framing == Framing::Segments => {
+                self.free.len().min((self.trains_max - self.trains.len()) / DATAGRAMS_PER_CHUNK)
+            }
             None => self.free.len(),
         }
+    }
+
+    /// Bytes of memory that it takes, without that of frames.
+    pub(crate) fn memory_len(&self) -> usize {
+        let lists = self.free.capacity() * size_of::<u32>()
+            + self.taken.capacity() * size_of::<u32>()
+            + self.open.capacity() * size_of::<Open>()
+            + self.trains.capacity() * size_of::<Train>();
+        let frames = self.frames.as_ref().map_or(0, |frames| frames.memory_len());
+        self.memory.memory_len() + lists + frames
+    }
+
+    /// Bytes of memory that one of so many chunks for streams takes, up to rounding.
+    pub(crate) const fn memory_len_of(chunks: usize) -> usize {
+        let lists = 2 * size_of::<u32>() + size_of::<Open>() + size_of::<Train>();
+        chunks * (CHUNK_LEN + lists)
+    }
+
+    /// As [`Region::populate`].
+    pub(crate) fn populate(&mut self) -> io::Result<()> {
+        self.memory.populate()
     }
 
     /// Chunks written to since the last flush.
@@ -156,8 +189,8 @@ impl Outbox {
         self.frames.as_mut().expect("an outbox made by `of_frames`")
     }
 
-    /// Room for a datagram of up to `len_max` bytes to `peer`, or `None` when all chunks are in use: flush and try
-    /// again. A second call without a commit between gives the same room again.
+    /// Room for a datagram of up to `len_max` bytes to `peer`, or `None` when all chunks are in use, or there are 44 trains
+    /// for each of them: flush and try again. A second call without a commit between gives the same room again.
     ///
     /// # Panics
     /// When `len_max` is 0 or more than a chunk holds.
@@ -167,6 +200,9 @@ impl Outbox {
         if self.frames.is_some() {
             self.begun_len_max = len_max;
             return self.frames_mut().begin(peer, len_max);
+        }
+        if self.framing == Framing::Segments && self.trains.len() == self.trains_max {
+            return None;
         }
         let prefix_len = self.prefix_len();
         let room = prefix_len + len_max;
@@ -398,6 +434,30 @@ mod tests {
         assert_eq!(shape(&outbox), [(1, 1_472, 44), (1, 1_472, 1)]);
         outbox.reset();
         assert_eq!(outbox.free_chunks(), 4);
+    }
+
+    /// Goal: the list of trains has a limit, and who asks for room before writing never meets it. Method: each datagram
+    /// starts a train; as many as the free chunks promise are taken, and then some until one is refused.
+    #[test]
+    fn trains_are_limited_and_free_chunks_say_so() {
+        let mut outbox = Outbox::new(3, Framing::Segments).unwrap();
+        let memory_len = outbox.memory_len();
+        let mut promised = outbox.free_chunks() * DATAGRAMS_PER_CHUNK;
+        let mut trains = 0;
+        while let Some(slot) = outbox.begin(&peer(1), 40) {
+            let len = if trains % 2 == 0 { 30 } else { 40 };
+            slot.bytes[..len].fill(7);
+            outbox.commit(len);
+            // A longer one is a train of its own, and a shorter one ends a train.
+            trains += 1;
+            assert!(outbox.trains().len() <= outbox.trains_max);
+            promised = promised.saturating_sub(1);
+            assert!(outbox.free_chunks() * DATAGRAMS_PER_CHUNK <= outbox.trains_max - outbox.trains().len());
+        }
+        assert_eq!((promised, outbox.trains().len()), (0, outbox.trains_max));
+        assert_eq!(outbox.memory_len(), memory_len, "nothing grew");
+        outbox.reset();
+        assert_eq!(outbox.free_chunks(), 3);
     }
 
     #[test]

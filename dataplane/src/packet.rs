@@ -393,6 +393,15 @@ impl Port for PacketPort {
         self.neighbours.look_after(&self.interface, self.counters.rx_datagrams, Instant::now())
     }
 
+    fn memory_len(&self) -> usize {
+        self.rx.memory_len()
+            + self.inbox.memory_len()
+            + self.tx.memory_len()
+            + self.outbox.memory_len()
+            + self.handed_over.capacity() * size_of::<Load>()
+            + self.headers.memory_len()
+    }
+
     fn wait_fd(&self) -> Option<BorrowedFd<'_>> {
         Some(self.rx.as_fd())
     }

@@ -68,6 +68,19 @@ pub trait Port {
         Ok(())
     }
 
+    /// Bytes of memory that the port takes once all of it is in use: buffers, rings, frames, and the lists that go with
+    /// them. It never takes more.
+    fn memory_len(&self) -> usize;
+
+    /// Takes the memory that the system has only promised so far, from the calling thread's NUMA node. Rings and frames are
+    /// there from the beginning.
+    ///
+    /// # Errors
+    /// When there is not so much.
+    fn populate(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+
     /// The descriptor that becomes readable when there is work, for [`wait`](crate::wait::wait); `None` for a port
     /// without one.
     fn wait_fd(&self) -> Option<BorrowedFd<'_>>;
@@ -185,6 +198,21 @@ impl Inbox {
 
     pub(crate) fn count(&self) -> usize {
         self.entries.len()
+    }
+
+    /// Datagrams that there is still room for without more memory.
+    pub(crate) fn free_count(&self) -> usize {
+        self.entries.capacity() - self.entries.len()
+    }
+
+    /// Bytes that it takes.
+    pub(crate) fn memory_len(&self) -> usize {
+        Self::memory_len_of(self.peers.capacity(), self.entries.capacity())
+    }
+
+    /// Bytes that one with room for so many takes.
+    pub(crate) const fn memory_len_of(peers: usize, datagrams: usize) -> usize {
+        peers * size_of::<Peer>() + datagrams * size_of::<Entry>()
     }
 
     /// Everything pushed after this comes from `peer`.

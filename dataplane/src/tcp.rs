@@ -8,11 +8,11 @@
 //! dropped, and counted, where keeping them would mean unbounded memory or a wait: when a peer does not take its
 //! answers, and while there is no connection. The protocol above retransmits, as it does everywhere.
 //!
-//! **Memory is bounded by construction.** Receiving takes at most [`connections_max`](TcpConfig::connections_max) ×
-//! 128 KiB, of which only the pages that a connection has used are real; sending takes
-//! [`tx_chunks`](TcpConfig::tx_chunks) × 64 KiB, all queues included. The list of a burst's datagrams takes 12 bytes
-//! for each: 16 MiB at worst, when 32 connections deliver full slices of 1-byte datagrams at once. Beside this the
-//! kernel keeps up to `net.ipv4.tcp_rmem[2]` + `tcp_wmem[2]` bytes per connection (tcp(7)).
+//! **Memory is bounded by construction**, to [`TcpConfig::memory_len`]. Receiving takes
+//! [`rx_slices`](TcpConfig::rx_slices) × 128 KiB, which the connections that a burst reads share, and for each connection
+//! as much as the beginning of a datagram; sending takes [`tx_chunks`](TcpConfig::tx_chunks) × 64 KiB, all queues
+//! included. The list of a burst's datagrams has a limit too: what would not fit it stays in the sockets until the next.
+//! Beside this the kernel keeps up to `net.ipv4.tcp_rmem[2]` + `tcp_wmem[2]` bytes per connection (tcp(7)).
 //!
 //! **A slow reader** keeps chunks of the outbox busy. A server therefore reads no requests from a connection whose
 //! answers wait for the socket: the requests wait in theirs, and TCP tells the peer. (A client goes on reading:
@@ -39,18 +39,22 @@ use nix::{
 use socket2::{Domain, Protocol, Socket, Type};
 
 use self::{
-    connection::{Connection, End, RX_SLICE_LEN},
+    connection::{Connection, End, FRAME_LEN_MIN, RX_SLICE_LEN},
     dial::Dial,
 };
 use crate::{
-    outbox::{Framing, Outbox, Train},
+    outbox::{Framing, Outbox, STREAM_PREFIX_LEN, Train},
     port::{Inbox, Peer, Port, PortCounters, Received},
-    region::Region,
+    region::{MAPPING_UNIT, Region},
 };
 
-/// Connections served per burst; the kernel rotates through all that are ready. 32 full slices are 4 MiB, already
+/// Most connections served per burst; the kernel rotates through all that are ready. 32 full slices are 4 MiB, already
 /// more than a second-level cache holds.
 const EVENTS_MAX: usize = 32;
+
+/// A burst ends early when its datagrams are on average shorter than this many bytes: twice the shortest that the protocol
+/// has, and a list of them takes less than a fifth of their memory.
+const RX_LISTED_LEN: usize = 64;
 
 /// Connections accepted per burst: a flood of them must not keep the others waiting.
 const ACCEPTS_MAX: usize = 16;
@@ -64,8 +68,12 @@ const LISTENER: u64 = u64::MAX;
 /// How often timeouts are looked at: a fraction of the shortest of them.
 const SWEEP_INTERVAL: Duration = Duration::from_millis(100);
 
-/// Most connections: positions in the receive memory are 32 bits wide.
-const CONNECTIONS_MAX: usize = (1 << 32) / RX_SLICE_LEN;
+/// Most connections. Each takes a descriptor, and systems rarely allow a process more of them than some ten thousands.
+const CONNECTIONS_MAX: usize = 32_768;
+
+/// Bytes for each place in the table: itself among the free ones, and by its number in a hash table, which may be less than
+/// half full.
+const PLACE_LEN: usize = size_of::<usize>() + 3 * size_of::<(u32, usize)>();
 
 /// Settings of a [`TcpPort`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -74,6 +82,8 @@ pub struct TcpConfig {
     pub datagram_len_max: u16,
     /// Places in the connection table of a server, 1 to 32,768; a client has one for each server.
     pub connections_max: usize,
+    /// Connections that are read in one burst, 1 to 32; 128 KiB each.
+    pub rx_slices: usize,
     /// 64 KiB chunks for datagrams to send, at least 4. Twice `connections_max` is safe: if all of those
     /// get stuck within a train, the port is still not stuck.
     pub tx_chunks: usize,
@@ -84,24 +94,68 @@ pub struct TcpConfig {
 }
 
 impl Default for TcpConfig {
-    /// 1,472-byte datagrams as on UDP, 256 connections, 512 chunks (32 MiB), 32 for each connection, and 120 seconds.
+    /// 1,472-byte datagrams as on UDP, 256 connections, of which 32 are read in one burst, 512 chunks (32 MiB), 32 for each
+    /// connection, and 120 seconds.
     fn default() -> Self {
-        Self {
-            datagram_len_max: 1_472,
-            connections_max: 256,
-            tx_chunks: 512,
-            tx_chunks_per_connection: 32,
-            idle_timeout: Duration::from_secs(120),
-        }
+        Self::for_connections(256)
     }
 }
 
 impl TcpConfig {
+    /// The default for so many connections instead of 256, with everything else in proportion.
+    ///
+    /// # Panics
+    /// For none or more than 256.
+    #[must_use]
+    pub fn for_connections(connections: usize) -> Self {
+        assert!((1..=256).contains(&connections), "{connections} connections");
+        Self {
+            datagram_len_max: 1_472,
+            connections_max: connections,
+            rx_slices: (connections / 8).max(4),
+            tx_chunks: (2 * connections).max(4),
+            tx_chunks_per_connection: (connections / 8).max(4),
+            idle_timeout: Duration::from_secs(120),
+        }
+    }
+
+    /// The default, or as much of it as fits into `memory_len` bytes; never less than for 16 connections.
+    #[must_use]
+    pub fn within(memory_len: usize) -> Self {
+        let fits = |connections: &usize| Self::for_connections(*connections).memory_len() <= memory_len;
+        Self::for_connections((16..=256).rev().find(fits).unwrap_or(16))
+    }
+
+    /// Bytes of memory that a server's port with these settings takes at most.
+    #[must_use]
+    pub fn memory_len(&self) -> usize {
+        let table = self.connections_max * (connection::memory_len(self) + PLACE_LEN);
+        let rx = self.rx_slices * RX_SLICE_LEN + self.connections_max * self.kept_len();
+        let inbox = Inbox::memory_len_of(EVENTS_MAX, self.listed_max());
+        let tx = Outbox::memory_len_of(self.tx_chunks) + self.tx_chunks * size_of::<Train>();
+        // Each of the three mappings is rounded up.
+        table + rx + inbox + tx + 3 * MAPPING_UNIT
+    }
+
+    /// Bytes to keep of a datagram that has not arrived as a whole, length included.
+    const fn kept_len(&self) -> usize {
+        STREAM_PREFIX_LEN + self.datagram_len_max as usize - 1
+    }
+
+    /// Datagrams of one burst.
+    fn listed_max(&self) -> usize {
+        // A read is as long as there is room for its datagrams were they all of one byte. With room for what is kept of one
+        // and something more, every connection gets on.
+        (self.rx_slices * RX_SLICE_LEN / RX_LISTED_LEN).max(self.kept_len() / FRAME_LEN_MIN + 1)
+    }
+
     fn check(&self) -> io::Result<()> {
         let broken = if self.datagram_len_max == 0 {
             "datagram_len_max is 0"
         } else if !(1..=CONNECTIONS_MAX).contains(&self.connections_max) {
             "connections_max is not within 1..=32768"
+        } else if !(1..=EVENTS_MAX).contains(&self.rx_slices) {
+            "rx_slices is not within 1..=32"
         } else if self.tx_chunks < 4 {
             "tx_chunks is below 4"
         } else if self.tx_chunks_per_connection == 0 {
@@ -127,11 +181,14 @@ pub struct TcpPort {
     epoll: Epoll,
     /// What epoll reported last; kept to be reused.
     events: [EpollEvent; EVENTS_MAX],
-    /// The connection table. Place `i` owns slice `i` of `memory`.
+    /// The connection table.
     connections: Vec<Option<Connection>>,
+    /// By place, what has arrived of a connection's next datagram.
+    kept: Region<u8>,
     /// Place of each live connection by its number.
     places: HashMap<u32, usize>,
     number_next: u32,
+    /// What the last burst has read: a slice for each connection that was served.
     memory: Region<u8>,
     inbox: Inbox,
     outbox: Outbox,
@@ -203,6 +260,7 @@ impl TcpPort {
         }
         let count = dials.len();
         let local_addr = (Ipv4Addr::UNSPECIFIED, 0).into();
+        let config = TcpConfig { rx_slices: config.rx_slices.min(count.max(1)), ..config };
         TcpConfig { connections_max: count.max(1), ..config }
             .check()
             .and_then(|()| Self::new(config, count, local_addr, Role::Client { dials, places }))
@@ -225,10 +283,11 @@ impl TcpPort {
             epoll,
             events: [EpollEvent::empty(); EVENTS_MAX],
             connections: (0..places).map(|_| None).collect(),
+            kept: Region::zeroed(places * config.kept_len())?,
             places: HashMap::with_capacity(places),
             number_next: 0,
-            memory: Region::zeroed(places * RX_SLICE_LEN)?,
-            inbox: Inbox::with_capacity(EVENTS_MAX, EVENTS_MAX * RX_SLICE_LEN / 1_024),
+            memory: Region::zeroed(config.rx_slices * RX_SLICE_LEN)?,
+            inbox: Inbox::with_capacity(EVENTS_MAX, config.listed_max()),
             outbox: Outbox::new(config.tx_chunks, Framing::Stream)?,
             trains: Vec::with_capacity(config.tx_chunks),
             counters: PortCounters::default(),
@@ -243,7 +302,7 @@ impl TcpPort {
             self.sweep_at = now + SWEEP_INTERVAL;
             self.sweep(now);
         }
-        let ready = match self.epoll.wait(&mut self.events, EpollTimeout::ZERO) {
+        let ready = match self.epoll.wait(&mut self.events[..self.config.rx_slices], EpollTimeout::ZERO) {
             Ok(ready) => ready,
             Err(Errno::EINTR) => 0,
             Err(errno) => return Err(named(self.local_addr, "epoll_wait", &errno.into())),
@@ -253,7 +312,7 @@ impl TcpPort {
             let event = self.events[index];
             match event.data() {
                 LISTENER => knocked = true,
-                place => self.serve(place as usize, event.events(), now),
+                place => self.serve(place as usize, event.events(), index, now),
             }
         }
         // Only now, so that a place that became free above does not get the rest of its old connection's events.
@@ -278,8 +337,9 @@ impl TcpPort {
         self.trains = trains;
     }
 
-    /// What epoll reported of one connection: first out with what waits, since that decides whether to read.
-    fn serve(&mut self, place: usize, events: EpollFlags, now: Instant) {
+    /// What epoll reported of one connection: first out with what waits, since that decides whether to read. `slice` is the
+    /// number of the one to read into.
+    fn serve(&mut self, place: usize, events: EpollFlags, slice: usize, now: Instant) {
         let Some(connection) = &mut self.connections[place] else { return };
         let failed = events.intersects(EpollFlags::EPOLLERR | EpollFlags::EPOLLHUP);
         let mut outcome = Ok(());
@@ -292,11 +352,12 @@ impl TcpPort {
         }
         let reads = connection.wanted(self.role.holds_back()).contains(EpollFlags::EPOLLIN);
         if outcome.is_ok() && reads && (failed || events.contains(EpollFlags::EPOLLIN)) {
-            let base = place * RX_SLICE_LEN;
+            let base = slice * RX_SLICE_LEN;
+            let kept_len = self.config.kept_len();
             let received_before = self.inbox.count();
             outcome = connection.receive(
-                &mut self.memory[base..base + RX_SLICE_LEN],
-                base,
+                &mut self.kept[place * kept_len..][..kept_len],
+                (&mut self.memory[base..base + RX_SLICE_LEN], base),
                 usize::from(self.config.datagram_len_max),
                 &mut self.inbox,
                 &mut self.counters,
@@ -546,6 +607,22 @@ impl Port for TcpPort {
         usize::MAX
     }
 
+    fn memory_len(&self) -> usize {
+        let connection_len = connection::memory_len(&self.config) + PLACE_LEN;
+        self.connections.capacity() * connection_len
+            + self.kept.memory_len()
+            + self.memory.memory_len()
+            + self.inbox.memory_len()
+            + self.outbox.memory_len()
+            + self.trains.capacity() * size_of::<Train>()
+    }
+
+    fn populate(&mut self) -> io::Result<()> {
+        self.kept.populate()?;
+        self.memory.populate()?;
+        self.outbox.populate()
+    }
+
     fn wait_fd(&self) -> Option<BorrowedFd<'_>> {
         Some(self.epoll.0.as_fd())
     }
@@ -687,6 +764,29 @@ mod tests {
         assert_eq!(port.outbox.free_chunks(), port.config.tx_chunks);
     }
 
+    /// Goal: what settings say that they take is what a port takes, and what is given is made use of. Method: ports of all
+    /// sizes, and settings within memory of all sizes.
+    #[test]
+    fn memory_is_what_the_settings_say() {
+        for connections in [1, 2, 15, 16, 17, 100, 255, 256] {
+            let config = TcpConfig::for_connections(connections);
+            let port = listen(config);
+            let (said, taken) = (config.memory_len(), port.memory_len());
+            assert!(taken <= said && said - taken <= 4 * MAPPING_UNIT, "{connections}: {said} and {taken}");
+        }
+        assert_eq!(TcpConfig::for_connections(256), TcpConfig::default());
+        assert_eq!(TcpConfig::within(usize::MAX), TcpConfig::default());
+        assert_eq!(TcpConfig::within(0), TcpConfig::for_connections(16));
+        for memory_len in (4 << 20..64 << 20).step_by(777_777) {
+            let config = TcpConfig::within(memory_len);
+            assert!(config.memory_len() <= memory_len, "{memory_len}: {config:?}");
+            let more = TcpConfig::for_connections((config.connections_max + 1).min(256));
+            assert!(more == config || more.memory_len() > memory_len, "{memory_len}: {config:?}");
+            // What stuck connections can hold leaves as much again.
+            assert!(config.tx_chunks >= 2 * config.connections_max);
+        }
+    }
+
     #[test]
     fn settings_out_of_range_are_refused() {
         let good = TcpConfig::default();
@@ -694,6 +794,8 @@ mod tests {
             TcpConfig { datagram_len_max: 0, ..good },
             TcpConfig { connections_max: 0, ..good },
             TcpConfig { connections_max: CONNECTIONS_MAX + 1, ..good },
+            TcpConfig { rx_slices: 0, ..good },
+            TcpConfig { rx_slices: EVENTS_MAX + 1, ..good },
             TcpConfig { tx_chunks: 3, ..good },
             TcpConfig { tx_chunks_per_connection: 0, ..good },
         ] {

@@ -384,6 +384,19 @@ impl Port for UdpPort {
         self.receive_buffer_len / charge(len)
     }
 
+    fn memory_len(&self) -> usize {
+        self.rx.memory_len()
+            + self.inbox.memory_len()
+            + self.tx.memory_len()
+            + self.outbox.memory_len()
+            + self.message_trains.capacity() * size_of::<usize>()
+    }
+
+    fn populate(&mut self) -> io::Result<()> {
+        self.rx.populate()?;
+        self.outbox.populate()
+    }
+
     fn wait_fd(&self) -> Option<BorrowedFd<'_>> {
         Some(self.socket.as_fd())
     }

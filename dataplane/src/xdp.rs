@@ -278,6 +278,8 @@ struct Queue {
     tx: TxFrames<MappedRing<libc::xdp_desc>, MappedRing<u64>>,
     /// First byte of its UMEM, counted from the start of the group's memory.
     start: usize,
+    /// Bytes of its frames, of its rings, and of the lists that go with them.
+    memory_len: usize,
 }
 
 impl Queue {
@@ -317,9 +319,16 @@ impl Queue {
                 _ => interface.named(&format!("no AF_XDP socket at queue {number}"), &error),
             }
         })?;
+        let rings_len = rings.fill.memory_len()
+            + rings.rx.memory_len()
+            + rings.tx.memory_len()
+            + rings.completion.memory_len();
+        // Each frame to receive into is noted as free, as lent, and as returned by other cores: with a stamp there.
+        let noted_len = config.rx_frames as usize * (2 * size_of::<u32>() + 2 * size_of::<usize>());
+        let memory_len = umem.len + rings_len + noted_len;
         let mut rx = RxFrames::new(rx, rings.fill, rings.rx, config.rx_waiting.min(config.rx_frames));
         rx.refill();
-        Ok(Self { number, socket, rx, tx: TxFrames::new(tx, rings.tx, rings.completion), start })
+        Ok(Self { number, socket, rx, tx: TxFrames::new(tx, rings.tx, rings.completion), start, memory_len })
     }
 }
 
@@ -697,6 +706,16 @@ impl Port for XdpPort {
         }
         self.counters.rx_overflow_drops = drops;
         self.neighbours.look_after(interface, self.counters.rx_datagrams, Instant::now())
+    }
+
+    fn memory_len(&self) -> usize {
+        self.queues.iter().map(|queue| queue.memory_len).sum::<usize>()
+            + Mailbox::MEMORY_LEN
+            + self.borrowed.capacity() * size_of::<HandedOver>()
+            + self.unsent.capacity() * size_of::<u32>()
+            + self.inbox.memory_len()
+            + self.outbox.memory_len()
+            + self.headers.memory_len()
     }
 
     fn wait_fd(&self) -> Option<BorrowedFd<'_>> {

@@ -242,6 +242,46 @@ fn a_slow_reader_is_held_back_and_others_are_served() {
     assert_eq!((tx_datagrams + tx_dropped, connections_dropped), (committed, 0));
 }
 
+/// Goal: no datagrams are so short that a burst of them takes more memory than settings say; and none is lost. Method: three
+/// connections send ten times as many of one byte as a burst has room for, beside one whose datagrams are long.
+#[test]
+fn floods_of_tiny_datagrams_take_no_more_memory() {
+    const TINY: u64 = 150_000;
+    const LONG: u64 = 500;
+    let config = TcpConfig { rx_slices: 2, ..TcpConfig::for_connections(4) };
+    let mut port = listen(config);
+    let memory_len = port.memory_len();
+    assert!(memory_len <= config.memory_len());
+    let senders: Vec<_> = (0..4)
+        .map(|number| {
+            let mut stream = connect_raw(&port);
+            let (datagram, count) =
+                if number < 3 { (vec![number], TINY) } else { (vec![number; 1_472], LONG) };
+            thread::spawn(move || {
+                let frames = frame(&datagram).repeat(count as usize);
+                stream.write_all(&frames).unwrap();
+                stream
+            })
+        })
+        .collect();
+    let mut arrived = [0; 4];
+    let mut burst_max = 0;
+    until("all of them", || {
+        burst_max = burst_max.max(port.rx_burst().unwrap());
+        for datagram in port.split().0.iter() {
+            let number = datagram.bytes[0];
+            let len = if number < 3 { 1 } else { 1_472 };
+            assert!(datagram.bytes.len() == len && datagram.bytes.iter().all(|&byte| byte == number));
+            arrived[usize::from(number)] += 1;
+        }
+        arrived == [TINY, TINY, TINY, LONG]
+    });
+    println!("bursts of up to {burst_max}");
+    assert_eq!(port.memory_len(), memory_len);
+    assert_eq!(port.counters().connections_dropped, 0);
+    senders.into_iter().for_each(|sender| drop(sender.join().unwrap()));
+}
+
 /// Goal: the table is bounded and places come back. Method: one connection more than it holds, then one leaves.
 #[test]
 fn a_full_table_turns_connections_away() {

@@ -123,6 +123,13 @@ impl FrameOutbox {
         }
     }
 
+    /// Bytes of its lists; the frames are those of a ring or a UMEM.
+    pub(crate) fn memory_len(&self) -> usize {
+        self.free.capacity() * size_of::<u32>()
+            + self.written.capacity() * size_of::<Written>()
+            + self.peers.capacity() * size_of::<Open>()
+    }
+
     /// Chunks in the sense of [`Outbox::free_chunks`](super::Outbox::free_chunks): room for 44 datagrams each.
     pub(crate) fn free_chunks(&self) -> usize {
         match self.layout.segments_max {

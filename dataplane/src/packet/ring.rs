@@ -114,6 +114,11 @@ impl RxRing {
         Ok(Self { socket, memory, frame_len, walk: Walk::new(count), _membership: membership })
     }
 
+    /// Bytes of the ring, which the process and the kernel share.
+    pub(crate) fn memory_len(&self) -> usize {
+        self.memory.len()
+    }
+
     /// Frames in the ring.
     pub(crate) const fn count(&self) -> u32 {
         self.walk.count()
@@ -283,6 +288,11 @@ impl TxRing {
         let segments_max = if sending == Sending::Datagrams { 1 } else { SEGMENTS_MAX };
         let layout = FrameLayout { first: 0, frame_len, payload_at, count, segments_max };
         Ok(Self { socket, memory, layout, sending, walk: Walk::new(count), bypasses_qdisc })
+    }
+
+    /// Bytes of the ring, which the process and the kernel share.
+    pub(crate) fn memory_len(&self) -> usize {
+        self.memory.len()
     }
 
     /// The ring's memory and where its frames lie, for the outbox that writes them.

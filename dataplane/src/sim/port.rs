@@ -113,6 +113,15 @@ impl Port for SimPort {
         self.network.0.borrow().faults.queue_len / charge(len)
     }
 
+    fn memory_len(&self) -> usize {
+        self.memory.memory_len() + self.inbox.memory_len() + self.outbox.memory_len()
+    }
+
+    fn populate(&mut self) -> io::Result<()> {
+        self.memory.populate()?;
+        self.outbox.populate()
+    }
+
     fn wait_fd(&self) -> Option<BorrowedFd<'_>> {
         None
     }

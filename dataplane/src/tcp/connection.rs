@@ -1,10 +1,11 @@
 //! One TCP connection: frames out of its receive slice, trains into its socket.
 //!
 //! ```text
-//!                  ┌─ receive slice (128 KiB) ───────────────────────────────────────┐
+//!                  ┌─ a slice (128 KiB) of the burst's memory ───────────────────────┐
 //!  after a read    │len│datagram │len│datagram │len│ datagram │len│ part │    free     │
 //!                  └──────────────────────────────────────────┴──────────┴─────────────┘
-//!  before the next │len│ part │ ◀─ read continues here                                 │
+//!  kept            │len│ part │
+//!  at the next     │len│ part │ ◀─ read continues here                                 │
 //! ```
 
 use std::{
@@ -17,14 +18,18 @@ use std::{
 use nix::sys::epoll::EpollFlags;
 use socket2::Socket;
 
+use super::TcpConfig;
 use crate::{
     outbox::{Outbox, STREAM_PREFIX_LEN, Train},
     port::{Inbox, Peer, PortCounters},
 };
 
-/// Receive memory of one connection, and so the longest read. A read costs a system call per so many bytes, and the
-/// slice of a busy connection stays in a second-level cache. The longest frame, 2 + 65,535 bytes, must fit.
+/// Longest read. One costs a system call per so many bytes, and the slice of a busy connection stays in a second-level
+/// cache. The longest frame, 2 + 65,535 bytes, must fit.
 pub(super) const RX_SLICE_LEN: usize = 128 << 10;
+
+/// Shortest frame: a length and one byte.
+pub(super) const FRAME_LEN_MIN: usize = STREAM_PREFIX_LEN + 1;
 
 /// How long a connection may hold chunks without progress while they are scarce.
 const STALL_MAX: Duration = Duration::from_secs(1);
@@ -55,6 +60,13 @@ struct Queued {
     sent: usize,
 }
 
+/// Bytes of memory that a connection with a full queue takes, without what is kept of its next frame.
+pub(super) fn memory_len(config: &TcpConfig) -> usize {
+    // A queue doubles its room when it needs more, from 4 on.
+    let queue = config.tx_chunks_per_connection.max(4).next_power_of_two();
+    size_of::<Option<Connection>>() + queue * size_of::<Queued>()
+}
+
 /// A socket, what has arrived of the next frame, and what waits to be sent.
 #[derive(Debug)]
 pub(super) struct Connection {
@@ -62,8 +74,8 @@ pub(super) struct Connection {
     pub(super) peer: Peer,
     /// What epoll was last told to watch for.
     interest: EpollFlags,
-    /// Bytes of an incomplete frame in the receive slice.
-    partial: Range<usize>,
+    /// Bytes kept of an incomplete frame.
+    kept_len: usize,
     queue: VecDeque<Queued>,
     connecting: bool,
     /// When something last arrived, or reading began.
@@ -78,7 +90,7 @@ impl Connection {
             socket,
             peer,
             interest: EpollFlags::empty(),
-            partial: 0..0,
+            kept_len: 0,
             queue: VecDeque::new(),
             connecting,
             rx_at: now,
@@ -143,22 +155,28 @@ impl Connection {
         }
     }
 
-    /// One read into `slice`, this connection's part of the receive memory that starts at `base`, and all frames
-    /// completed by it into `inbox`. When a frame breaks the rules, those before it are still delivered.
+    /// One read into `slice`, whose place in the receive memory is `base`, and all frames completed by it into `inbox`. What
+    /// is left of the last one goes to `kept`, where it is found the next time. When a frame breaks the rules, those before
+    /// it are still delivered.
     pub(super) fn receive(
         &mut self,
-        slice: &mut [u8],
-        base: usize,
+        kept: &mut [u8],
+        (slice, base): (&mut [u8], usize),
         datagram_len_max: usize,
         inbox: &mut Inbox,
         counters: &mut PortCounters,
         now: Instant,
     ) -> Result<(), End> {
-        let partial_len = self.partial.len();
-        slice.copy_within(self.partial.clone(), 0);
-        self.partial = 0..partial_len;
-        // The room is never empty, so 0 means the end: an incomplete frame is shorter than half the slice.
-        let read_len = match self.socket.read(&mut slice[partial_len..]) {
+        let kept_len = self.kept_len;
+        // As much as there are places for in the list, whatever it is cut into.
+        let room = slice.len().min(inbox.free_count() * FRAME_LEN_MIN);
+        if room <= kept_len {
+            // The next burst finds it in the socket.
+            return Ok(());
+        }
+        slice[..kept_len].copy_from_slice(&kept[..kept_len]);
+        // The room is not empty, so 0 means the end.
+        let read_len = match self.socket.read(&mut slice[kept_len..room]) {
             Ok(0) => return Err(End::Finished),
             Ok(read_len) => read_len,
             Err(error) if matches!(error.kind(), ErrorKind::WouldBlock | ErrorKind::Interrupted) => {
@@ -168,15 +186,20 @@ impl Connection {
         };
         self.rx_at = now;
         counters.rx_trains += 1;
-        let mut unread = Frames::new(&slice[..partial_len + read_len], datagram_len_max);
+        let mut unread = Frames::new(&slice[..kept_len + read_len], datagram_len_max);
         inbox.push_peer(self.peer);
         for frame in &mut unread {
             inbox.push(base + frame.start, frame.len());
             counters.rx_datagrams += 1;
             counters.rx_bytes += frame.len() as u64;
         }
-        self.partial = unread.at..partial_len + read_len;
-        if unread.broken { Err(End::BrokeFraming) } else { Ok(()) }
+        if unread.broken {
+            return Err(End::BrokeFraming);
+        }
+        let left = &slice[unread.at..kept_len + read_len];
+        kept[..left.len()].copy_from_slice(left);
+        self.kept_len = left.len();
+        Ok(())
     }
 
     /// Takes over a train and its chunk.

@@ -46,6 +46,9 @@ pub(crate) struct Mailbox {
 }
 
 impl Mailbox {
+    /// Bytes of memory that one takes: each place has a stamp beside what is in it.
+    pub(crate) const MEMORY_LEN: usize = HANDOVER_MAX * (size_of::<HandedOver>() + size_of::<usize>());
+
     pub(crate) fn new() -> io::Result<Self> {
         let bell = EventFd::from_flags(EfdFlags::EFD_CLOEXEC | EfdFlags::EFD_NONBLOCK)?;
         Ok(Self {

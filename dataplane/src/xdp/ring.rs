@@ -158,7 +158,7 @@ pub(crate) struct RingOffsets {
 #[derive(Debug)]
 pub(crate) struct MappedRing<D> {
     /// Keeps what the pointers below point to.
-    _memory: FrameMemory,
+    memory: FrameMemory,
     producer: NonNull<AtomicU32>,
     consumer: NonNull<AtomicU32>,
     flags: NonNull<AtomicU32>,
@@ -172,6 +172,11 @@ pub(crate) struct MappedRing<D> {
 unsafe impl<D: Send> Send for MappedRing<D> {}
 
 impl<D: Copy> MappedRing<D> {
+    /// Bytes of whole pages that the process and the kernel share.
+    pub(crate) const fn memory_len(&self) -> usize {
+        self.memory.len().next_multiple_of(4096)
+    }
+
     /// The ring with `count` slots at `offsets` of `memory`.
     ///
     /// # Panics
@@ -191,7 +196,7 @@ impl<D: Copy> MappedRing<D> {
             descriptors: NonNull::new(descriptors).expect("no mapping reaches around the end of memory"),
             mask: count - 1,
             owned: PhantomData,
-            _memory: memory,
+            memory,
         }
     }
 
