@@ -62,6 +62,12 @@ impl<P: Port> CorePorts<P> {
         datagrams.plus(tcp)
     }
 
+    /// Takes the memory of the ports from the system now, by the calling thread.
+    pub(crate) fn populate(&mut self) -> io::Result<()> {
+        self.datagrams.as_mut().map_or(Ok(()), Port::populate)?;
+        self.tcp.as_mut().map_or(Ok(()), Port::populate)
+    }
+
     fn check(&mut self) -> io::Result<()> {
         self.datagrams.as_mut().map_or(Ok(()), Port::check)?;
         self.tcp.as_mut().map_or(Ok(()), Port::check)

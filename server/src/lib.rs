@@ -7,9 +7,12 @@
 #![deny(unsafe_code)]
 
 pub mod core_loop;
+pub mod memory;
 pub mod server;
 pub mod stats;
 pub mod store;
+mod watcher;
 pub mod worker;
 
 pub use server::{Datagrams, Server, ServerConfig, StartError};
+pub use store::AtCapacity;

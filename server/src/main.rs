@@ -9,6 +9,7 @@ use std::{
     sync::{
         Arc,
         atomic::{AtomicBool, Ordering},
+        mpsc::{RecvTimeoutError, channel},
     },
     time::{Duration, Instant},
 };
@@ -23,7 +24,12 @@ use linerate_dataplane::{
     transport::{self, Transport, Wanted},
 };
 use linerate_proto::wire::{STAT_COUNT, Statistic};
-use linerate_server::{Datagrams, Server, ServerConfig, core_loop::Idle, stats::drops_in_words};
+use linerate_server::{
+    AtCapacity, Datagrams, Server, ServerConfig, StartError,
+    core_loop::Idle,
+    memory::HugePages,
+    stats::{drops_in_words, process_rss_len},
+};
 
 /// In-memory key-value store that answers at line rate: one pinned thread per core, each with its own port and its own
 /// shard.
@@ -39,10 +45,17 @@ struct Options {
     /// CPUs to pin the cores to, such as 0-3 or 0,2,4-5 [default: the first one allowed]
     #[arg(long)]
     cores: Option<CoreList>,
-    /// Memory for the stores and sessions of all cores together, such as 512MiB or 16GiB; buffers come on top, per
-    /// core 3 MiB for udp, 12 for packet, 8 per queue for xdp, and up to 64 for tcp
+    /// Memory for everything together, such as 512MiB or 16GiB: keys and values, sessions, buffers and rings, and the
+    /// program. The server does not take more; what the kernel keeps in sockets is not in it
     #[arg(long, default_value = "1GiB")]
     memory: ByteSize,
+    /// What becomes of a put when the memory of its core is full: refuse it, or evict what is least likely to be asked for
+    #[arg(long, default_value = "refuse", value_parser = at_capacity)]
+    at_capacity: AtCapacity,
+    /// Take all memory from the system before serving. Without, requests wait for it as the store fills: 100 to 200 µs for
+    /// each 2 MiB
+    #[arg(long)]
+    prefault: bool,
     /// Receive buffer of each core's UDP socket: what all clients together may have in flight follows from it. More than
     /// the system's net.core.rmem_max takes root
     #[arg(long, default_value = "64MiB")]
@@ -74,13 +87,20 @@ fn main() -> ExitCode {
 
 fn run(options: &Options) -> anyhow::Result<()> {
     let config = resolve(options)?;
+    // Until it serves, a signal ends the program at once: there is nothing to lose, and starting may take long.
+    let server = start(&config)?;
     let stop = Arc::new(AtomicBool::new(false));
     for signal in signal_hook::consts::TERM_SIGNALS {
         signal_hook::flag::register(*signal, Arc::clone(&stop)).context("cannot handle signals")?;
     }
-    let server = Server::start(&config)?;
     // The cores have done so themselves. All that was to be opened is open.
     privilege::drop_all()?;
+    let huge_pages = HugePages::of_system();
+    let when_full = match config.at_capacity {
+        AtCapacity::Refuse => "refuses puts",
+        AtCapacity::Evict => "evicts",
+    };
+    say(&format!("linerate-server: {}; {huge_pages}; when full it {when_full}", server.plan()));
     say(&format!(
         "linerate-server: serving at {}, cores on CPUs {}, memory {}, {}",
         server.addrs().iter().map(ToString::to_string).collect::<Vec<_>>().join(" "),
@@ -88,7 +108,7 @@ fn run(options: &Options) -> anyhow::Result<()> {
         options.memory,
         listens(&config, server.mode()),
     ));
-    if let Some(warning) = server.warning() {
+    for warning in server.warning().into_iter().chain(huge_pages.warning()) {
         eprintln!("linerate-server: warning: {warning}");
     }
     report_until(&server, &stop, options.stats_interval);
@@ -97,6 +117,25 @@ fn run(options: &Options) -> anyhow::Result<()> {
     say(&total_line(&totals));
     anyhow::ensure!(!failed || stop.load(Ordering::Relaxed), "a core ended by itself");
     Ok(())
+}
+
+/// Starts the server, and says why that takes its time if it does.
+fn start(config: &ServerConfig) -> Result<Server, StartError> {
+    if !config.prefault {
+        return Server::start(config);
+    }
+    std::thread::scope(|scope| {
+        let (started, waiting) = channel::<()>();
+        scope.spawn(move || {
+            while waiting.recv_timeout(Duration::from_secs(1)) == Err(RecvTimeoutError::Timeout) {
+                let (taken, all) = (ByteSize(process_rss_len()), ByteSize(config.memory_len as u64));
+                eprintln!("linerate-server: taking memory from the system, {taken} of {all} so far");
+            }
+        });
+        let server = Server::start(config);
+        drop(started);
+        server
+    })
 }
 
 /// Prints a line. A reader that is gone is no reason to stop serving.
@@ -122,12 +161,22 @@ fn resolve(options: &Options) -> anyhow::Result<ServerConfig> {
         port: options.port,
         cpus,
         memory_len,
+        at_capacity: options.at_capacity,
+        prefault: options.prefault,
         receive_buffer_len: usize::try_from(options.receive_buffer.as_u64()).unwrap_or(usize::MAX),
         idle: options.idle,
         datagrams,
         tcp,
         insecure_no_auth: options.insecure_no_auth,
     })
+}
+
+fn at_capacity(text: &str) -> Result<AtCapacity, String> {
+    match text {
+        "refuse" => Ok(AtCapacity::Refuse),
+        "evict" => Ok(AtCapacity::Evict),
+        _ => Err(format!("`{text}` is nothing that a full memory can do: give refuse or evict")),
+    }
 }
 
 /// What carries datagrams, and whether TCP is listened on.

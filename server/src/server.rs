@@ -11,33 +11,32 @@ use std::{
     time::{Duration, Instant as SystemInstant},
 };
 
+use bytesize::ByteSize;
 use linerate_dataplane::{
     PacketPort, Port, TcpPort, UdpPort, XdpPort,
     packet::PacketConfig,
     pin::pin_to_core,
     privilege::drop_all,
-    tcp::TcpConfig,
     udp::UdpConfig,
     xdp::{self, XdpConfig},
 };
 use linerate_proto::{
     Instant,
     session::SessionConfig,
-    wire::{DATAGRAM_LEN_MAX, STAT_COUNT, VALUE_LEN_MAX},
+    wire::{DATAGRAM_LEN_MAX, STAT_COUNT},
 };
 
 use crate::{
     core_loop::{self, CorePorts, Idle},
+    memory::Plan,
     stats::{Published, sum},
     store::{AtCapacity, Store},
+    watcher::Watcher,
     worker::Worker,
 };
 
-/// Least memory per core in bytes: below it, sessions leave no room for a store worth the name.
-pub const MEMORY_PER_CORE_MIN: usize = 16 << 20;
-
-/// Least memory per core for long values on their way in: one of the longest, and what is kept beside it.
-const STAGING_LEN_MIN: usize = VALUE_LEN_MAX + (64 << 10);
+/// Stack of a core's thread: ten times what it uses, and too little for a huge page, which would count as used.
+const STACK_LEN: usize = 1 << 20;
 
 /// Least receive buffer in bytes: some ten full datagrams, so that a few clients can be served at all.
 pub const RECEIVE_BUFFER_LEN_MIN: usize = 32 << 10;
@@ -60,9 +59,15 @@ pub struct ServerConfig {
     pub port: u16,
     /// The CPU that each core is pinned to; as many cores as entries, 1..=255.
     pub cpus: Vec<usize>,
-    /// Memory for the stores and sessions of all cores together, in bytes. Each core's buffers come on top: 3 MiB for
-    /// UDP, 12 MiB for packet rings, 8 MiB per queue for XDP rings, and for TCP what its connections use, up to 64 MiB.
+    /// Memory for everything together, in bytes: the stores of all cores, sessions, long values on their way in, the ports'
+    /// buffers and rings, and the program. [`Plan`] says how it is shared out, and how little is too little. What the kernel
+    /// keeps in sockets is not in it.
     pub memory_len: usize,
+    /// What becomes of a put when the memory of its shard is full.
+    pub at_capacity: AtCapacity,
+    /// Whether to take all memory from the system before serving, each core its own. Without, requests wait for it as the
+    /// store fills: 100 to 200 µs for each 2 MiB.
+    pub prefault: bool,
     /// Receive buffer of each core's UDP socket in bytes, as the kernel charges them: what clients may have in flight
     /// together follows from it. At least [`RECEIVE_BUFFER_LEN_MIN`].
     pub receive_buffer_len: usize,
@@ -84,6 +89,8 @@ impl Default for ServerConfig {
             port: 4100,
             cpus: vec![0],
             memory_len: 1 << 30,
+            at_capacity: AtCapacity::default(),
+            prefault: false,
             receive_buffer_len: UdpConfig::default().receive_buffer_len,
             idle: Idle::default(),
             datagrams: Some(Datagrams::Udp),
@@ -127,12 +134,18 @@ pub enum StartError {
         cores: usize,
     },
     /// Memory.
-    #[error("{memory_len} bytes of memory for {cores} cores: give at least {}", MEMORY_PER_CORE_MIN * cores)]
+    #[error(
+        "{} of memory for {cores} cores: give at least {} MiB, because buffers and program count too",
+        ByteSize(*.memory_len as u64),
+        .least_len.div_ceil(1 << 20)
+    )]
     Memory {
         /// Bytes given.
         memory_len: usize,
         /// Number of cores.
         cores: usize,
+        /// Bytes that would do.
+        least_len: usize,
     },
     /// Receive buffer.
     #[error(
@@ -157,10 +170,12 @@ pub enum StartError {
 pub struct Server {
     addrs: Vec<SocketAddr>,
     published: Vec<Published>,
+    plan: Plan,
     mode: String,
     warning: Option<String>,
     stop: Arc<AtomicBool>,
     threads: Vec<JoinHandle<io::Result<()>>>,
+    _watcher: Watcher,
 }
 
 impl Server {
@@ -186,24 +201,27 @@ impl Server {
         open: impl Fn(&[SocketAddr]) -> io::Result<Opened<P>>,
     ) -> Result<Self, StartError> {
         let cores = config.cpus.len();
-        let (addrs, Opened { ports, mode, warning }) = open_ports(config, open)?;
+        let AllPorts { addrs, plan, opened: Opened { ports, mode, warning } } = open_ports(config, open)?;
         let secret = rand::random();
         let boot_id = rand::random();
         let data_epoch = rand::random();
-        let per_core = config.memory_len / cores;
-        let sessions_len = per_core / 8;
-        let staging_len = (per_core / 16).max(STAGING_LEN_MIN);
         let stop = Arc::new(AtomicBool::new(false));
         let started = SystemInstant::now();
+        let published: Vec<_> = (0..cores).map(|_| Published::default()).collect();
         let mut server = Self {
-            published: (0..cores).map(|_| Published::default()).collect(),
+            _watcher: Watcher::start(published.clone())?,
+            published,
             addrs,
+            plan,
             mode,
             warning,
             stop,
             threads: Vec::with_capacity(cores),
         };
+        let mut preparing = Vec::with_capacity(cores);
         for (core, (ports, &cpu)) in ports.into_iter().zip(&config.cpus).enumerate() {
+            let plan = server.plan.cores[core];
+            server.published[core].store_plan(&plan);
             let queue_datagrams =
                 ports.datagrams.as_ref().map_or(usize::MAX, |port| port.rx_queue_datagrams(DATAGRAM_LEN_MAX));
             let sessions = SessionConfig {
@@ -214,18 +232,29 @@ impl Server {
                 cores: cores as u8,
                 core: core as u8,
                 epoch: 0,
-                memory_len_max: sessions_len - staging_len,
-                staging_len_max: staging_len,
+                memory_len_max: plan.sessions_len,
+                staging_len_max: plan.staging_len,
                 lease: LEASE,
                 queue_datagrams,
             };
-            let store = Store::new(per_core - sessions_len, AtCapacity::Refuse, rand::random())?;
-            let worker = Worker::new(store, sessions, server.published[core].clone());
-            let (idle, stop) = (config.idle, Arc::clone(&server.stop));
+            let store = Store::new(plan.store_len, config.at_capacity, rand::random())?;
+            let mut worker = Worker::new(store, sessions, server.published[core].clone());
+            let mut ports = ports;
+            let (idle, prefault, stop) = (config.idle, config.prefault, Arc::clone(&server.stop));
             let (ready, prepared) = std::sync::mpsc::channel();
-            let thread = std::thread::Builder::new().name(format!("core-{core}")).spawn(move || {
-                // Everything is open: whoever takes this thread over by a datagram shall have nothing more.
-                let result = pin_to_core(cpu).and_then(|()| drop_all());
+            let thread = std::thread::Builder::new().name(format!("core-{core}")).stack_size(STACK_LEN);
+            let thread = thread.spawn(move || {
+                let mut prepare = || {
+                    pin_to_core(cpu)?;
+                    // Everything is open: whoever takes this thread over by a datagram shall have nothing more.
+                    drop_all()?;
+                    if prefault {
+                        ports.populate()?;
+                        worker.prefault()?;
+                    }
+                    io::Result::Ok(())
+                };
+                let result = prepare();
                 let failed = result.is_err();
                 let _ = ready.send(result);
                 if failed {
@@ -235,6 +264,9 @@ impl Server {
                 core_loop::run(worker, ports, idle, &stop, clock)
             })?;
             server.threads.push(thread);
+            preparing.push(prepared);
+        }
+        for prepared in preparing {
             prepared.recv().map_err(|_| io::Error::other("the core's thread ended at its start"))??;
         }
         Ok(server)
@@ -262,6 +294,12 @@ impl Server {
     #[must_use]
     pub fn stats(&self) -> [u64; STAT_COUNT] {
         sum(self.core_stats())
+    }
+
+    /// Where its memory goes.
+    #[must_use]
+    pub const fn plan(&self) -> &Plan {
+        &self.plan
     }
 
     /// What carries the datagrams and how, in a line for people.
@@ -319,9 +357,6 @@ fn check(config: &ServerConfig) -> Result<(), StartError> {
     if usize::from(config.port) + cores > 65_536 {
         return Err(StartError::Ports { port: config.port, cores });
     }
-    if config.memory_len / cores < MEMORY_PER_CORE_MIN {
-        return Err(StartError::Memory { memory_len: config.memory_len, cores });
-    }
     if !(RECEIVE_BUFFER_LEN_MIN..=RECEIVE_BUFFER_LEN_MAX).contains(&config.receive_buffer_len) {
         return Err(StartError::ReceiveBuffer(config.receive_buffer_len));
     }
@@ -376,19 +411,23 @@ fn open_xdp(addrs: &[SocketAddr]) -> io::Result<Opened<XdpPort>> {
     Ok(Opened { ports, mode, warning })
 }
 
-/// The addresses of all cores, and their ports.
-type AllPorts<P> = (Vec<SocketAddr>, Opened<CorePorts<P>>);
+/// The addresses of all cores, their ports, and what memory that leaves for what.
+struct AllPorts<P> {
+    addrs: Vec<SocketAddr>,
+    plan: Plan,
+    opened: Opened<CorePorts<P>>,
+}
 
 /// Opens the ports of all cores at consecutive numbers.
 fn open_ports<P: Port>(
     config: &ServerConfig,
     open: impl Fn(&[SocketAddr]) -> io::Result<Opened<P>>,
-) -> io::Result<AllPorts<P>> {
+) -> Result<AllPorts<P>, StartError> {
     if config.port != 0 {
         return open_ports_at(config, config.port, &open);
     }
     // The kernel finds the first; whether those behind it are free shows when they are bound.
-    let mut tried = Err(io::ErrorKind::AddrInUse.into());
+    let mut tried = Err(StartError::Io(io::ErrorKind::AddrInUse.into()));
     for _ in 0..PORT_TRIES {
         let probe = std::net::UdpSocket::bind((config.listen, 0))?;
         let port = probe.local_addr()?.port();
@@ -397,7 +436,7 @@ fn open_ports<P: Port>(
             continue;
         }
         tried = open_ports_at(config, port, &open);
-        if !matches!(&tried, Err(error) if error.kind() == io::ErrorKind::AddrInUse) {
+        if !matches!(&tried, Err(StartError::Io(error)) if error.kind() == io::ErrorKind::AddrInUse) {
             break;
         }
     }
@@ -408,15 +447,21 @@ fn open_ports_at<P: Port>(
     config: &ServerConfig,
     port: u16,
     open: &impl Fn(&[SocketAddr]) -> io::Result<Opened<P>>,
-) -> io::Result<AllPorts<P>> {
-    let addrs: Vec<_> =
-        (0..config.cpus.len()).map(|core| SocketAddr::new(config.listen, port + core as u16)).collect();
+) -> Result<AllPorts<P>, StartError> {
+    let cores = config.cpus.len();
+    let addrs: Vec<_> = (0..cores).map(|core| SocketAddr::new(config.listen, port + core as u16)).collect();
     let Opened { ports, mode, warning } = open(&addrs)?;
+    let lens: Vec<_> = (0..cores).map(|core| ports.get(core).map_or(0, Port::memory_len)).collect();
+    let plan = Plan::new(config.memory_len, &lens, config.tcp).map_err(|least_len| StartError::Memory {
+        memory_len: config.memory_len,
+        cores,
+        least_len,
+    })?;
     let mut datagrams = ports.into_iter();
     let with_tcp = |&addr: &SocketAddr| {
-        let tcp = config.tcp.then(|| TcpPort::listen(addr, TcpConfig::default())).transpose()?;
+        let tcp = plan.tcp.map(|tcp| TcpPort::listen(addr, tcp)).transpose()?;
         Ok(CorePorts { datagrams: datagrams.next(), tcp })
     };
     let ports = addrs.iter().map(with_tcp).collect::<io::Result<_>>()?;
-    Ok((addrs, Opened { ports, mode, warning }))
+    Ok(AllPorts { addrs, plan, opened: Opened { ports, mode, warning } })
 }

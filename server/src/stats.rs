@@ -19,7 +19,7 @@ use nix::{
     unistd::{SysconfVar, sysconf},
 };
 
-use crate::store::Store;
+use crate::{memory::CorePlan, store::Store};
 
 /// What a worker counts itself. Written by one thread only.
 #[derive(Clone, Copy, Debug, Default)]
@@ -53,6 +53,12 @@ impl Published {
     #[must_use]
     pub fn values(&self) -> [u64; STAT_COUNT] {
         std::array::from_fn(|index| self.0[index].load(Ordering::Relaxed))
+    }
+
+    /// Whether somebody else writes to it or reads it.
+    #[cfg(test)]
+    pub(crate) fn is_shared(&self) -> bool {
+        Arc::strong_count(&self.0) > 1
     }
 
     fn set(&self, statistic: Statistic, value: u64) {
@@ -95,15 +101,22 @@ impl Published {
         }
     }
 
+    /// What was planned at the start.
+    pub(crate) fn store_plan(&self, plan: &CorePlan) {
+        self.set(Statistic::BuffersBytes, plan.buffers_len as u64);
+        self.set(Statistic::MemoryLimitBytes, plan.memory_len() as u64);
+    }
+
+    /// What the whole process takes.
+    pub(crate) fn store_process(&self, rss_len: u64, huge_page_len: u64) {
+        self.set(Statistic::RssBytes, rss_len);
+        self.set(Statistic::HugePageBytes, huge_page_len);
+    }
+
     /// What the system and the ports know.
     pub(crate) fn store_system(&self, ports: &PortCounters, uptime: Duration) {
         let set = |statistic: Statistic, value: u64| self.set(statistic, value);
         set(Statistic::CpuNs, thread_cpu_ns());
-        let published = self.0[Statistic::UptimeNs as usize].load(Ordering::Relaxed);
-        if published == 0 || published / 1_000_000_000 != uptime.as_secs() {
-            // Once a second: the kernel takes 40 µs for it, in which requests wait.
-            set(Statistic::RssBytes, process_rss_len());
-        }
         set(Statistic::UptimeNs, u64::try_from(uptime.as_nanos()).unwrap_or(u64::MAX));
         set(Statistic::RxDatagrams, ports.rx_datagrams);
         set(Statistic::RxBytes, ports.rx_bytes);
@@ -129,14 +142,15 @@ impl Published {
     }
 }
 
-/// The statistics of all cores of a server as one: counters and memory are summed; resident memory and uptime, which
-/// each core reports for the whole process, are the largest.
+/// The statistics of all cores of a server as one: counters and memory are summed; resident memory, huge pages and uptime,
+/// which each core reports for the whole process, are the largest.
 #[must_use]
 pub fn sum(cores: impl IntoIterator<Item = [u64; STAT_COUNT]>) -> [u64; STAT_COUNT] {
     let mut total = [0; STAT_COUNT];
     for values in cores {
         for (index, (total, value)) in total.iter_mut().zip(values).enumerate() {
-            let shared = index == Statistic::RssBytes as usize || index == Statistic::UptimeNs as usize;
+            let shared = [Statistic::RssBytes, Statistic::HugePageBytes, Statistic::UptimeNs];
+            let shared = shared.iter().any(|&shared| shared as usize == index);
             *total = if shared { value.max(*total) } else { *total + value };
         }
     }
@@ -180,6 +194,15 @@ pub fn process_rss_len() -> u64 {
     pages.zip(page_len).map_or(0, |(pages, page_len)| pages * page_len)
 }
 
+/// Memory of this process in bytes that is on huge pages (proc_pid_smaps(5)); 0 if the kernel does not tell.
+#[must_use]
+pub fn process_huge_page_len() -> u64 {
+    let rollup = std::fs::read_to_string("/proc/self/smaps_rollup").unwrap_or_default();
+    let line = rollup.lines().find_map(|line| line.strip_prefix("AnonHugePages:"));
+    let kib = line.and_then(|line| line.trim().strip_suffix("kB")?.trim().parse::<u64>().ok());
+    kib.map_or(0, |kib| kib << 10)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -194,8 +217,8 @@ mod tests {
         assert_eq!(drops_in_words(&[0; STAT_COUNT]), "");
     }
 
-    /// Goal: both clocks and memory are those of this thread and process. Method: work shows in the one, touched memory
-    /// in the other.
+    /// Goal: both clocks and memory are those of this thread and process, and memory on huge pages is told where the system
+    /// gives them. Method: work shows in the one, touched memory in the others.
     #[test]
     fn what_is_used_shows() {
         let (cpu, rss) = (thread_cpu_ns(), process_rss_len());
@@ -203,5 +226,28 @@ mod tests {
         assert!(process_rss_len() >= rss + (24 << 20), "{rss} bytes before");
         assert!(touched.iter().map(|&byte| u64::from(byte)).sum::<u64>() > 0);
         assert!(thread_cpu_ns() > cpu);
+
+        let mut region = linerate_dataplane::region::Region::<u8>::zeroed(64 << 20).unwrap();
+        region.populate().unwrap();
+        let (huge, rss) = (process_huge_page_len(), process_rss_len());
+        println!("{huge} bytes of {rss} on huge pages; {}", crate::memory::HugePages::of_system());
+        // How many there are to be had is the system's affair.
+        assert!(huge <= rss && huge % (2 << 20) == 0, "{huge}");
+        assert!(region.iter().all(|&byte| byte == 0));
+    }
+
+    /// Goal: what each core tells of the process is not taken for the core's. Method: two cores.
+    #[test]
+    fn sums_are_of_cores_and_not_of_the_process() {
+        let cores = [Published::default(), Published::default()];
+        for (core, buffers_len) in cores.iter().zip([3, 4]) {
+            core.store_process(1_000, 500);
+            let plan = CorePlan { buffers_len, sessions_len: 10, staging_len: 20, store_len: 30 };
+            core.store_plan(&plan);
+        }
+        let sum = sum(cores.iter().map(Published::values));
+        let of = |statistic: Statistic| sum[statistic as usize];
+        assert_eq!((of(Statistic::RssBytes), of(Statistic::HugePageBytes)), (1_000, 500));
+        assert_eq!((of(Statistic::BuffersBytes), of(Statistic::MemoryLimitBytes)), (7, 127));
     }
 }

@@ -134,6 +134,14 @@ impl Worker {
         }
     }
 
+    /// Takes all memory of the store from the system now, by the calling thread.
+    ///
+    /// # Errors
+    /// When there is not so much.
+    pub fn prefault(&mut self) -> io::Result<()> {
+        self.store.prefault()
+    }
+
     /// Takes one burst from `port` and answers all of it; returns how many datagrams it had.
     ///
     /// # Errors

@@ -50,6 +50,9 @@ impl Running {
                 let _ = send.send(line);
             }
         });
+        let plan = lines.recv_timeout(PATIENCE).expect("the server says where its memory goes");
+        assert!(plan.starts_with("linerate-server: memory 32.0 MiB: "), "{plan}");
+        assert!(plan.contains("huge pages") && plan.contains("when full it "), "{plan}");
         let first = lines.recv_timeout(PATIENCE).expect("the server says that it serves");
         let addr = first.split(' ').find_map(|word| word.trim_end_matches(',').parse().ok());
         Self { child, addr: addr.unwrap_or_else(|| panic!("no address in `{first}`")), lines }
@@ -107,14 +110,16 @@ fn a_port_in_use_is_named() {
 /// Goal: a wrong option is answered with what would be right. Method: each wrong in one way.
 #[test]
 fn wrong_options_are_refused_with_the_range() {
-    let cases: [(&[&str], &str); 13] = [
+    let cases: [(&[&str], &str); 15] = [
         (&["--cores", "x"], "0-3 or 0,2,4-5"),
         (&["--cores", ""], "0-3 or 0,2,4-5"),
         (&["--cores", "3-1"], "write 1-3"),
         (&["--cores", "0,0"], "core 0 is listed twice"),
         (&["--cores", "99999"], "from 0 to at most"),
         (&["--cores", "1023"], "the allowed cores are"),
-        (&["--memory", "1MiB"], "at least 16777216"),
+        (&["--memory", "1MiB"], "1.0 MiB of memory for 1 cores: give at least 18 MiB"),
+        (&["--memory", "1MiB", "--transport", "udp"], "because buffers and program count too"),
+        (&["--at-capacity", "forget"], "give refuse or evict"),
         (&["--memory", "much"], "--memory"),
         (&["--port", "65536"], "65535"),
         (&["--listen", "nowhere"], "--listen"),

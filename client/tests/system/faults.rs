@@ -34,7 +34,6 @@ fn mixed_run(seed: u64) -> (FaultCounters, [u64; STAT_COUNT], Duration) {
     let mut stats = system.stats();
     // What the machine does is not part of the run.
     stats[Statistic::CpuNs as usize] = 0;
-    stats[Statistic::RssBytes as usize] = 0;
     (system.rig.network.counters(), stats, system.rig.elapsed())
 }
 

@@ -422,7 +422,7 @@ impl<P: Live> Rig for LiveRig<P> {
     fn start(_seed: u64, setup: Setup) -> Self {
         let allowed = allowed_cores().expect("this process runs on some core");
         let cores = usize::from(setup.cores);
-        let memory_per_core = if setup.small { 16 << 20 } else { 32 << 20 };
+        let memory_per_core = if setup.small { 24 << 20 } else { 32 << 20 };
         let network = P::Network::new(setup.cores);
         let (datagrams, tcp) = P::TRANSPORTS;
         let (server, config) = start_somewhere(

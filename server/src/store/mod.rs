@@ -191,6 +191,14 @@ impl Store {
         })
     }
 
+    /// Takes all memory from the system now, by the calling thread, instead of as it fills.
+    ///
+    /// # Errors
+    /// As [`Region::populate`].
+    pub fn prefault(&mut self) -> io::Result<()> {
+        self.lines.populate()
+    }
+
     /// Tells the store the time, which decides what has expired. To be called once per burst.
     #[inline]
     pub fn advance(&mut self, now: Instant) {
