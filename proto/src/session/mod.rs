@@ -43,8 +43,9 @@ use crate::{
     },
 };
 
-/// What a session occupies beside its slots. Hash tables are at least 7/16 full while they grow, hence the factor.
-const SESSION_LEN: usize = size_of::<Option<Session>>()
+/// What a session occupies beside its slots. The list is at least half full while it grows, and hash tables 7/16, hence the
+/// factor.
+const SESSION_LEN: usize = 2 * size_of::<Option<Session>>()
     + 2 * size_of::<((IpAddr, u64), u32)>()
     + 2 * size_of::<(Source, SourceUse)>();
 

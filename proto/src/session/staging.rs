@@ -152,6 +152,7 @@ impl Staging {
         let index = self.transfers.iter().position(whole)?;
         let transfer = self.transfers.swap_remove(index);
         memory.len -= charge(transfer.bytes.len());
+        self.tidy();
         Some(transfer.bytes)
     }
 
@@ -164,17 +165,27 @@ impl Staging {
             }
             keep
         });
+        self.tidy();
     }
 
     /// Forgets all.
     pub(super) fn clear(&mut self, memory: &mut StagingMemory) {
         memory.len -= self.transfers.drain(..).map(|transfer| charge(transfer.bytes.len())).sum::<usize>();
+        self.tidy();
+    }
+
+    /// Gives back the room of transfers that are over: what sessions have once used must not add up.
+    fn tidy(&mut self) {
+        self.transfers.shrink_to(if self.transfers.is_empty() { 0 } else { LIST_MIN });
     }
 }
 
-/// Memory that a transfer of `len` bytes takes.
+/// Places that a list has from its first transfer on; then it doubles.
+const LIST_MIN: usize = 4;
+
+/// Memory that a transfer of `len` bytes takes; alone in its list, it has all of the list's first places.
 const fn charge(len: usize) -> usize {
-    len + 8 * words(len) + size_of::<Transfer>()
+    len + 8 * words(len) + LIST_MIN * size_of::<Transfer>()
 }
 
 /// Words of one bit per unit.
