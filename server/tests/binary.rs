@@ -134,12 +134,13 @@ fn wrong_options_are_refused_with_the_range() {
 }
 
 /// Goal: both signals that ask a program to end are obeyed after what has arrived is answered. Method: a client writes,
-/// the signal comes, and the totals on standard output include the writes.
+/// the signal comes, and the totals on standard output include the writes. The client waits long enough that none is sent
+/// twice on however busy a machine.
 #[test]
 fn signals_end_it_with_totals() {
     for signal in [Signal::SIGTERM, Signal::SIGINT] {
         let running = Running::start(&["--stats-interval", "0"]);
-        let config = SessionConfig { timeout: PATIENCE, ..SessionConfig::default() };
+        let config = SessionConfig { timeout: PATIENCE, rto_floor: PATIENCE / 2, ..SessionConfig::default() };
         let mut client = Client::connect_udp(&[running.addr], config).unwrap();
         client.put(b"key", b"value").unwrap();
         client.put(b"other", b"value").unwrap();
