@@ -31,7 +31,7 @@ const STAGING_SHARE: usize = 64;
 /// Least memory for long values on their way in: one of the longest, and what is kept beside it.
 const STAGING_LEN_MIN: usize = VALUE_LEN_MAX + (64 << 10);
 
-/// Part of a core's memory for TCP: 109 connections in a GiB, and the most there can be, 256, from 2.4 GiB on.
+/// Part of a core's memory for TCP: 106 connections in a GiB, and the most there can be, 256, from 2.4 GiB on.
 const TCP_SHARE: usize = 64;
 
 /// Least memory of a core's store: less holds no two long values beside an index.
@@ -225,7 +225,11 @@ mod tests {
         assert!(share(64 * MIB, 1) >= 700, "{}", share(64 * MIB, 1));
         let least = Plan::new(0, &[DATAGRAMS_LENS[1]], true).unwrap_err();
         assert!(least <= 18 * MIB, "{least}");
-        assert_eq!(Plan::new(4 << 30, &[0], true).unwrap().tcp, Some(TcpConfig::default()));
+        // As the protocol's description says.
+        let connections = |memory_len| {
+            Plan::new(memory_len, &[DATAGRAMS_LENS[1]], true).unwrap().tcp.unwrap().connections_max
+        };
+        assert_eq!([18 * MIB, 1 << 30, 2_458 * MIB].map(connections), [16, 106, 256]);
     }
 
     #[test]
