@@ -243,7 +243,7 @@ fn serve<P: Port>(
                     while first < request.count {
                         let slot =
                             outbox.begin(datagram.peer, DATAGRAM_LEN_MAX).expect("room was looked for");
-                        let mut reply = ReplyBuilder::new(slot.bytes, DATAGRAM_LEN_MAX, false);
+                        let mut reply = ReplyBuilder::new(slot.bytes, DATAGRAM_LEN_MAX, Flags::NONE);
                         while reply.count() < request.count - first {
                             drawn = drawn.wrapping_add(0x9e37_79b9);
                             let result = if request.common.flags.contains(Flags::READ_ONLY) {
@@ -253,7 +253,7 @@ fn serve<P: Port>(
                             } else {
                                 OpResult::Done
                             };
-                            if !reply.push(result, 0) {
+                            if !reply.push_as::<false>(result, 0) {
                                 break;
                             }
                         }

@@ -1,14 +1,15 @@
 //! The blocking client: a call, an answer.
 
-use std::{net::SocketAddr, time::Duration};
+use std::{net::SocketAddr, num::NonZeroU32, time::Duration};
 
 use linerate_dataplane::{PacketPort, Port, TcpPort, UdpPort, XdpPort};
 use linerate_proto::{
     flow::{Ended, Outcome, PushError, check_lengths},
-    wire::{Operation, STAT_COUNT},
+    wire::{Condition, Operation, Reason, STAT_COUNT, Terms},
 };
 
 use crate::{
+    ends::{Added, Entry, Written},
     error::{ConnectError, Error},
     session::{Session, SessionConfig},
 };
@@ -45,7 +46,7 @@ impl Client<UdpPort> {
     /// # Errors
     /// A sentence that names the server and what is wrong.
     pub fn connect_udp(servers: &[SocketAddr], config: SessionConfig) -> Result<Self, ConnectError> {
-        Ok(Self { session: Session::connect_udp(servers, config)? })
+        Ok(Self { session: Session::connect_udp(servers, telling(config))? })
     }
 }
 
@@ -55,7 +56,7 @@ impl Client<TcpPort> {
     /// # Errors
     /// A sentence that names the server and what is wrong.
     pub fn connect_tcp(servers: &[SocketAddr], config: SessionConfig) -> Result<Self, ConnectError> {
-        Ok(Self { session: Session::connect_tcp(servers, config)? })
+        Ok(Self { session: Session::connect_tcp(servers, telling(config))? })
     }
 }
 
@@ -65,7 +66,7 @@ impl Client<PacketPort> {
     /// # Errors
     /// A sentence that names the server, the interface or the missing capability, and what is wrong.
     pub fn connect_packet(servers: &[SocketAddr], config: SessionConfig) -> Result<Self, ConnectError> {
-        Ok(Self { session: Session::connect_packet(servers, config)? })
+        Ok(Self { session: Session::connect_packet(servers, telling(config))? })
     }
 }
 
@@ -75,8 +76,13 @@ impl Client<XdpPort> {
     /// # Errors
     /// A sentence that names the server, the interface or the missing capability, and what is wrong.
     pub fn connect_xdp(servers: &[SocketAddr], config: SessionConfig) -> Result<Self, ConnectError> {
-        Ok(Self { session: Session::connect_xdp(servers, config)? })
+        Ok(Self { session: Session::connect_xdp(servers, telling(config))? })
     }
+}
+
+/// A blocking client can always tell what the server knows of a value: it has time for the twelve bytes.
+const fn telling(config: SessionConfig) -> SessionConfig {
+    SessionConfig { versions: true, lifetimes: true, ..config }
 }
 
 /// What one operation ended with, kept beyond the sink.
@@ -99,6 +105,115 @@ impl<P: Port> Client<P> {
     /// effect, [`Error::OutcomeUnknown`] when it was sent and no answer came in time.
     pub fn put(&mut self, key: &[u8], value: &[u8]) -> Result<(), Error> {
         self.multi_put(&[(key, value)])
+    }
+
+    /// Stores `value` at `key` on terms: only if a condition is met, or for some time.
+    ///
+    /// ```
+    /// # use linerate_client::{Client, Condition, SessionConfig, Terms, Written};
+    /// # let server = linerate_server::Server::start(&linerate_server::ServerConfig {
+    /// #     port: 0, memory_len: 64 << 20, ..Default::default() })?;
+    /// # let mut client = Client::connect_udp(&[server.addr()], SessionConfig::default())?;
+    /// // A lock that its owner loses after a second.
+    /// let lock = Terms::only_if(Condition::Absent).for_ms(std::num::NonZeroU32::new(1_000));
+    /// assert!(client.put_with(b"lock", b"owner", lock)?.is_done());
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
+    ///
+    /// # Errors
+    /// As [`put`](Self::put); [`Error::Invalid`] for version 0, too.
+    pub fn put_with(&mut self, key: &[u8], value: &[u8], terms: Terms) -> Result<Written, Error> {
+        self.execute_one(
+            Operation::put_on(key, value, terms),
+            |&Ended { outcome, version, .. }| match outcome {
+                Outcome::Done => Some(Written::Done { version }),
+                Outcome::NotFound => Some(Written::NotFound),
+                Outcome::NotExecuted(Reason::Exists) => Some(Written::Exists { version }),
+                Outcome::NotExecuted(Reason::Changed) => Some(Written::Changed { version }),
+                Outcome::Value(_) | Outcome::NotExecuted(_) | Outcome::OutcomeUnknown => None,
+            },
+        )
+    }
+
+    /// Stores `value` at `key` if that has no value: ends as `Done` or `Exists`.
+    ///
+    /// # Errors
+    /// As [`put`](Self::put).
+    pub fn put_if_absent(&mut self, key: &[u8], value: &[u8]) -> Result<Written, Error> {
+        self.put_with(key, value, Terms::only_if(Condition::Absent))
+    }
+
+    /// Stores `value` at `key` if that has a value: ends as `Done` or `NotFound`.
+    ///
+    /// # Errors
+    /// As [`put`](Self::put).
+    pub fn put_if_present(&mut self, key: &[u8], value: &[u8]) -> Result<Written, Error> {
+        self.put_with(key, value, Terms::only_if(Condition::Present))
+    }
+
+    /// Stores `value` at `key` if its present value has this version, 1 or above: ends as `Done`, `Changed` or `NotFound`.
+    ///
+    /// ```
+    /// # use linerate_client::{Client, SessionConfig, Written};
+    /// # let server = linerate_server::Server::start(&linerate_server::ServerConfig {
+    /// #     port: 0, memory_len: 64 << 20, ..Default::default() })?;
+    /// # let mut client = Client::connect_udp(&[server.addr()], SessionConfig::default())?;
+    /// client.put(b"colour", b"green")?;
+    /// let entry = client.get_entry(b"colour")?.expect("it was just stored");
+    /// let written = client.compare_and_put(b"colour", b"blue", entry.version)?;
+    /// assert!(written.is_done());
+    /// let again = client.compare_and_put(b"colour", b"red", entry.version)?;
+    /// assert!(matches!(again, Written::Changed { version } if version > entry.version));
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
+    ///
+    /// # Errors
+    /// As [`put`](Self::put); [`Error::Invalid`] for version 0, too.
+    pub fn compare_and_put(&mut self, key: &[u8], value: &[u8], version: u64) -> Result<Written, Error> {
+        self.put_with(key, value, Terms::only_if(Condition::Version(version)))
+    }
+
+    /// Adds `delta` to the number that the value of `key` is, eight bytes in network order; no value counts as 0, and then
+    /// the number lives for `ttl_ms` (`None`: for ever). The sum wraps at the ends.
+    ///
+    /// ```
+    /// # use linerate_client::{Added, Client, SessionConfig};
+    /// # let server = linerate_server::Server::start(&linerate_server::ServerConfig {
+    /// #     port: 0, memory_len: 64 << 20, ..Default::default() })?;
+    /// # let mut client = Client::connect_udp(&[server.addr()], SessionConfig::default())?;
+    /// assert!(matches!(client.add(b"visits", 5, None)?, Added::Sum { number: 5, .. }));
+    /// assert!(matches!(client.add(b"visits", -7, None)?, Added::Sum { number: -2, .. }));
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
+    ///
+    /// # Errors
+    /// As [`put`](Self::put).
+    pub fn add(&mut self, key: &[u8], delta: i64, ttl_ms: Option<NonZeroU32>) -> Result<Added, Error> {
+        let operation = Operation::add(key, delta.cast_unsigned(), ttl_ms);
+        self.execute_one(operation, |&Ended { outcome, version, .. }| match outcome {
+            Outcome::Value(former) => {
+                let number = i64::from_be_bytes(former.try_into().ok()?).wrapping_add(delta);
+                Some(Added::Sum { number, version })
+            }
+            Outcome::NotExecuted(Reason::NotANumber) => Some(Added::NotANumber { version }),
+            Outcome::NotFound | Outcome::Done | Outcome::NotExecuted(_) | Outcome::OutcomeUnknown => None,
+        })
+    }
+
+    /// The value of `key`, if it has one, with its version and the time that it has left to live.
+    ///
+    /// # Errors
+    /// As [`get`](Self::get).
+    pub fn get_entry(&mut self, key: &[u8]) -> Result<Option<Entry>, Error> {
+        self.execute_one(Operation::get(key), |ended| match ended.outcome {
+            Outcome::Value(value) => Some(Some(Entry {
+                value: value.to_vec(),
+                version: ended.version,
+                ttl: ended.ttl_ms.map(|ttl_ms| Duration::from_millis(ttl_ms.get().into())),
+            })),
+            Outcome::NotFound => Some(None),
+            Outcome::Done | Outcome::NotExecuted(_) | Outcome::OutcomeUnknown => None,
+        })
     }
 
     /// Removes `key`; `false` when there was none.
@@ -153,29 +268,50 @@ impl<P: Port> Client<P> {
     /// Executes operations of any kind together; one end for each, in their order. A found value or an effect is
     /// `Some`, a missing key `None`.
     fn execute(&mut self, operations: &[Operation<'_>]) -> Result<Vec<End>, Error> {
-        operations.iter().try_for_each(check_lengths).map_err(Error::Invalid)?;
-        let mut ended: Vec<End> = operations.iter().map(|_| Ok(None)).collect();
-        let mut keep = |Ended { tag, outcome, data_epoch, .. }: Ended<'_>| {
-            ended[tag as usize] = match outcome {
+        let mut ends: Vec<End> = operations.iter().map(|_| Ok(None)).collect();
+        self.run(operations, |Ended { tag, outcome, data_epoch, .. }| {
+            ends[tag as usize] = match outcome {
                 Outcome::Value(value) => Ok(Some(value.to_vec())),
                 Outcome::Done => Ok(Some(Vec::new())),
                 Outcome::NotFound => Ok(None),
                 Outcome::NotExecuted(reason) => Err(Error::NotExecuted(reason)),
                 Outcome::OutcomeUnknown => Err(Error::OutcomeUnknown { data_epoch }),
             };
-        };
+        })?;
+        Ok(ends)
+    }
+
+    /// Executes one operation; `understand` makes of its end what it means, or nothing when it means what it always does.
+    fn execute_one<T>(
+        &mut self,
+        operation: Operation<'_>,
+        mut understand: impl FnMut(&Ended<'_>) -> Option<T>,
+    ) -> Result<T, Error> {
+        let mut end = None;
+        self.run(&[operation], |ended| {
+            end = Some(understand(&ended).ok_or(match ended.outcome {
+                Outcome::NotExecuted(reason) => Error::NotExecuted(reason),
+                Outcome::OutcomeUnknown => Error::OutcomeUnknown { data_epoch: ended.data_epoch },
+                Outcome::Value(_) | Outcome::NotFound | Outcome::Done => Error::Unexpected,
+            }));
+        })?;
+        end.expect("each operation ends")
+    }
+
+    /// Executes operations together; each ends in `sink`, with its position for a tag.
+    fn run(&mut self, operations: &[Operation<'_>], mut sink: impl FnMut(Ended<'_>)) -> Result<(), Error> {
+        operations.iter().try_for_each(check_lengths).map_err(Error::Invalid)?;
         for (index, operation) in operations.iter().enumerate() {
             let now = self.session.now();
             let mut pushed = self.session.push(now, *operation, index as u64);
             if pushed == Err(PushError::Full) {
                 // Everything before it ends first; then there is room, unless the session is lost.
-                self.session.run(&mut keep)?;
+                self.session.run(&mut sink)?;
                 self.session.reopen()?;
                 pushed = self.session.push(self.session.now(), *operation, index as u64);
             }
             pushed.map_err(Error::Invalid)?;
         }
-        self.session.run(keep)?;
-        Ok(ended)
+        Ok(self.session.run(sink)?)
     }
 }

@@ -44,6 +44,9 @@ pub enum Error {
         /// Newest data epoch that is known.
         data_epoch: u64,
     },
+    /// An answer that no server gives to this operation.
+    #[error("the server's answer does not belong to the operation: is it of another version?")]
+    Unexpected,
     /// No session.
     #[error(transparent)]
     Connect(#[from] ConnectError),

@@ -8,17 +8,19 @@
 #![forbid(unsafe_code)]
 
 mod blocking;
+mod ends;
 mod error;
 mod order;
 mod session;
 
 pub use blocking::Client;
+pub use ends::{Added, Entry, Written};
 pub use error::{ConnectError, Error};
 pub use linerate_proto::key::HEAD_LEN;
 pub use linerate_proto::{
     Instant, Key,
     flow::{Ended, Outcome, PushError, ServerInfo},
-    wire::{Operation, Reason},
+    wire::{Condition, Operation, Reason, Terms},
 };
 pub use order::Order;
 pub use session::{Session, SessionConfig, SessionCounters};

@@ -5,20 +5,22 @@
 use std::{
     io::{self, IsTerminal, Read, Write},
     net::{SocketAddr, ToSocketAddrs},
+    num::NonZeroU32,
     process::ExitCode,
     time::Duration,
 };
 
 use anyhow::Context;
 use clap::{Parser, Subcommand};
-use linerate_client::{Client, SessionConfig};
+use jiff::SignedDuration;
+use linerate_client::{Added, Client, Condition, SessionConfig, Terms, Written};
 use linerate_dataplane::{
     Port, privilege,
     transport::{self, Transport, Wanted},
 };
 use linerate_proto::wire::{STAT_NAMES, VALUE_LEN_MAX};
 
-/// Talks to linerate servers. Exit codes: 0 found or done, 1 not found, 2 error.
+/// Talks to linerate servers. Exit codes: 0 found or done, 1 not found or condition not met, 2 error.
 #[derive(Debug, Parser)]
 #[command(version)]
 struct Options {
@@ -41,6 +43,9 @@ enum Command {
     Get {
         /// 1 to 255 bytes
         key: String,
+        /// Tell its version and the time that it has left to live, too, on standard error
+        #[arg(long)]
+        meta: bool,
     },
     /// Stores a value at a key
     Put {
@@ -48,6 +53,29 @@ enum Command {
         key: String,
         /// Value; - reads it from standard input
         value: String,
+        /// Time to live, such as 500ms, 5s or 2h, 1 ms to 49 days; without it, the value stays
+        #[arg(long, value_parser = ttl_ms)]
+        ttl: Option<NonZeroU32>,
+        /// Store it only if the key has no value
+        #[arg(long, group = "condition")]
+        if_absent: bool,
+        /// Store it only if the key has a value
+        #[arg(long, group = "condition")]
+        if_present: bool,
+        /// Store it only if the key's value has this version, 1 or above, which `get --meta` tells
+        #[arg(long, group = "condition", value_name = "N", value_parser = clap::value_parser!(u64).range(1..))]
+        if_version: Option<u64>,
+    },
+    /// Adds to the number at a key, and prints the sum; no value counts as 0
+    Add {
+        /// 1 to 255 bytes
+        key: String,
+        /// What to add, -2^63 to 2^63 - 1
+        #[arg(allow_negative_numbers = true)]
+        delta: i64,
+        /// Time to live of a number that begins here, such as 500ms, 5s or 2h, 1 ms to 49 days; without it, it stays
+        #[arg(long, value_parser = ttl_ms)]
+        ttl: Option<NonZeroU32>,
     },
     /// Removes a key
     Del {
@@ -100,6 +128,15 @@ fn run(options: &Options, servers: &[SocketAddr]) -> anyhow::Result<bool> {
     }
 }
 
+/// A time to live in milliseconds.
+fn ttl_ms(text: &str) -> Result<NonZeroU32, String> {
+    let ttl = text.parse::<SignedDuration>().ok().map(|ttl| ttl.as_millis());
+    let ttl_ms = ttl.and_then(|ttl_ms| u32::try_from(ttl_ms).ok()).and_then(NonZeroU32::new);
+    ttl_ms.ok_or_else(|| {
+        format!("`{text}` is no time to live: give 1ms to {}ms, such as 500ms, 5s or 2h", u32::MAX)
+    })
+}
+
 fn config(options: &Options) -> SessionConfig {
     SessionConfig {
         // One operation at a time needs few slots; a server's memory for sessions is better kept for others.
@@ -130,18 +167,25 @@ fn execute<P: Port>(mut client: Client<P>, command: &Command) -> anyhow::Result<
     // Everything is open.
     privilege::drop_all()?;
     match command {
-        Command::Get { key } => {
-            let Some(value) = client.get(key.as_bytes())? else {
+        Command::Get { key, meta } => {
+            let Some(entry) = client.get_entry(key.as_bytes())? else {
                 eprintln!("linerate: not found");
                 return Ok(false);
             };
+            if *meta {
+                let left = entry.ttl.map(|ttl| format!("expires in {ttl:?}"));
+                let left = left.as_deref().unwrap_or("does not expire");
+                eprintln!("linerate: version {}, {left}", entry.version);
+            }
             let mut out = io::stdout().lock();
             // Into a file or a pipe goes the value itself, byte by byte.
             let end: &[u8] = if out.is_terminal() { b"\n" } else { b"" };
-            out.write_all(&value).and_then(|()| out.write_all(end)).context("cannot print the value")?;
+            out.write_all(&entry.value)
+                .and_then(|()| out.write_all(end))
+                .context("cannot print the value")?;
             Ok(true)
         }
-        Command::Put { key, value } => {
+        Command::Put { key, value, ttl, if_absent, if_present, if_version } => {
             let mut read = Vec::new();
             let value = if value == "-" {
                 // One byte more than a value may have is enough to refuse it.
@@ -154,9 +198,32 @@ fn execute<P: Port>(mut client: Client<P>, command: &Command) -> anyhow::Result<
             } else {
                 value.as_bytes()
             };
-            client.put(key.as_bytes(), value)?;
-            Ok(true)
+            let condition = match if_version {
+                Some(version) => Condition::Version(*version),
+                None if *if_absent => Condition::Absent,
+                None if *if_present => Condition::Present,
+                None => Condition::Always,
+            };
+            let written = client.put_with(key.as_bytes(), value, Terms::only_if(condition).for_ms(*ttl))?;
+            match written {
+                Written::Done { .. } => {}
+                Written::NotFound => eprintln!("linerate: not found"),
+                Written::Exists { version } => {
+                    eprintln!("linerate: not stored: the key has a value already, of version {version}");
+                }
+                Written::Changed { version } => {
+                    eprintln!("linerate: not stored: the value has version {version}");
+                }
+            }
+            Ok(written.is_done())
         }
+        Command::Add { key, delta, ttl } => match client.add(key.as_bytes(), *delta, *ttl)? {
+            Added::Sum { number, .. } => {
+                say(&number.to_string())?;
+                Ok(true)
+            }
+            Added::NotANumber { .. } => anyhow::bail!(linerate_client::Reason::NotANumber),
+        },
         Command::Del { key } => {
             let existed = client.delete(key.as_bytes())?;
             if !existed {

@@ -3,6 +3,7 @@
 use std::{
     fmt, io,
     net::SocketAddr,
+    num::NonZeroU32,
     time::{Duration, Instant as SystemInstant, SystemTime, UNIX_EPOCH},
 };
 
@@ -19,7 +20,7 @@ use linerate_proto::{
     flow::{Ended, Flow, FlowConfig, FlowCounters, PushError, ServerInfo, check_lengths},
     hash::key_hash,
     placement::{ClusterMap, Node, Owner},
-    wire::{DATAGRAM_LEN_MAX, Operation, STAT_COUNT, nonce_of},
+    wire::{DATAGRAM_LEN_MAX, Operation, STAT_COUNT, Terms, nonce_of},
 };
 
 use crate::{
@@ -38,6 +39,8 @@ pub struct SessionConfig {
     pub checksum: bool,
     /// Whether to ask for the version of each key ([`Ended::version`]); 8 bytes per result.
     pub versions: bool,
+    /// Whether to ask for the time that each value read has left to live ([`Ended::ttl_ms`]); 4 bytes per result of a read.
+    pub lifetimes: bool,
     /// Names this client to the servers, the same at each start of the program, so that a session that a former start has
     /// left behind ends at once and not with its lease. No two clients of one machine may have the same at a time. `None`:
     /// random.
@@ -68,6 +71,7 @@ impl Default for SessionConfig {
             operations_max: u8::MAX,
             checksum: false,
             versions: false,
+            lifetimes: false,
             client_id: None,
             order: Order::None,
             burst: 16,
@@ -105,8 +109,8 @@ impl SessionCounters {
 
 /// A thread's connection to all cores of one or more servers.
 ///
-/// Operations are taken by [`get`](Self::get), [`put`](Self::put) and [`delete`](Self::delete) together with a tag of
-/// the caller's choosing, packed into requests by the core that owns their key, and sent by [`poll`](Self::poll), which
+/// Operations are taken by [`get`](Self::get), [`put`](Self::put), [`put_with`](Self::put_with), [`add`](Self::add) and
+/// [`delete`](Self::delete) together with a tag of the caller's choosing, packed into requests by the core that owns their key, and sent by [`poll`](Self::poll), which
 /// also hands out what has come back. Each operation taken ends in exactly one
 /// [`Outcome`](linerate_proto::flow::Outcome). Operations in flight together are concurrent: the order of their effects is
 /// that of the calls only as far as [`SessionConfig::order`] says.
@@ -125,6 +129,8 @@ impl SessionCounters {
 ///     2 => assert_eq!(ended.outcome, Outcome::Value(b"green")),
 ///     _ => assert_eq!(ended.outcome, Outcome::NotFound),
 /// })?;
+/// session.add(b"visits", 5, None, 4)?;
+/// session.run(|ended| assert_eq!(ended.outcome, Outcome::Value(&0u64.to_be_bytes())))?;
 /// # Ok::<(), Box<dyn std::error::Error>>(())
 /// ```
 pub struct Session<P: Port> {
@@ -377,6 +383,34 @@ impl<P: Port> Session<P> {
     #[inline]
     pub fn put(&mut self, key: &[u8], value: &[u8], tag: u64) -> Result<(), PushError> {
         self.push(self.now(), Operation::put(key, value), tag)
+    }
+
+    /// Stores `value` at `key` on terms: only if a condition is met, or for some time. A condition that is not met ends as
+    /// `NotExecuted` of [`Exists`](crate::Reason::Exists) or [`Changed`](crate::Reason::Changed), or as `NotFound` when there is no value
+    /// where one was wanted.
+    ///
+    /// # Errors
+    /// [`PushError::Full`]: poll first. Otherwise what is wrong with key, value or terms.
+    #[inline]
+    pub fn put_with(&mut self, key: &[u8], value: &[u8], terms: Terms, tag: u64) -> Result<(), PushError> {
+        self.push(self.now(), Operation::put_on(key, value, terms), tag)
+    }
+
+    /// Adds `delta`, which may be negative, to the number that the value of `key` is: eight bytes in network order, 0 if
+    /// there is no value, and then it lives for `ttl_ms`. Ends as `Value` of the number before; the sum is taken modulo
+    /// 2^64. A value of another length ends it as `NotExecuted` of [`NotANumber`](crate::Reason::NotANumber).
+    ///
+    /// # Errors
+    /// [`PushError::Full`]: poll first. Otherwise what is wrong with the key.
+    #[inline]
+    pub fn add(
+        &mut self,
+        key: &[u8],
+        delta: i64,
+        ttl_ms: Option<NonZeroU32>,
+        tag: u64,
+    ) -> Result<(), PushError> {
+        self.push(self.now(), Operation::add(key, delta.cast_unsigned(), ttl_ms), tag)
     }
 
     /// Removes `key`.
@@ -706,6 +740,7 @@ fn core_flows(
             operations_max: config.operations_max,
             checksum: config.checksum,
             versions: config.versions,
+            lifetimes: config.lifetimes,
             rto_floor: config.rto_floor,
             timeout: config.timeout,
             reply_datagrams_max,

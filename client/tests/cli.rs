@@ -64,6 +64,43 @@ fn operations_print_their_answers_and_tell_by_their_exit_code() {
     }
 }
 
+/// Goal: conditions, counters and times to live can be used from scripts. Method: each option met and not met; versions are
+/// read from what `get --meta` tells.
+#[test]
+fn conditions_and_counters_tell_by_their_exit_code() {
+    let server = server(2);
+    for transport in ["udp", "tcp"] {
+        let run = |arguments: &[&str], code| {
+            ended(linerate(server.addr(), arguments).args(["--transport", transport]), code)
+        };
+        let nothing = (String::new(), String::new());
+        assert_eq!(run(&["put", "k", "v", "--if-present"], 1).1, "linerate: not found\n");
+        assert_eq!(run(&["put", "k", "v", "--if-version", "3"], 1).1, "linerate: not found\n");
+        assert_eq!(run(&["put", "k", "one", "--if-absent"], 0), nothing);
+        let (value, meta) = run(&["get", "k", "--meta"], 0);
+        let version =
+            meta.strip_prefix("linerate: version ").and_then(|rest| rest.split(',').next()).unwrap();
+        assert_eq!(
+            (&value[..], &meta[..]),
+            ("one", &format!("linerate: version {version}, does not expire\n")[..])
+        );
+        let refused = format!("linerate: not stored: the key has a value already, of version {version}\n");
+        assert_eq!(run(&["put", "k", "two", "--if-absent"], 1), (String::new(), refused));
+        assert_eq!(run(&["put", "k", "two", "--if-version", version], 0), nothing);
+        let (_, refused) = run(&["put", "k", "three", "--if-version", version], 1);
+        assert!(refused.starts_with("linerate: not stored: the value has version "), "{refused}");
+        assert_eq!(run(&["put", "k", "three", "--if-present"], 0), nothing);
+        assert_eq!(run(&["get", "k"], 0).0, "three");
+        assert!(run(&["add", "k", "1"], 2).1.contains("adding needs one of exactly 8 bytes"));
+        assert_eq!(run(&["del", "k"], 0), nothing);
+
+        assert_eq!(run(&["add", "n", "5"], 0), ("5\n".to_owned(), String::new()));
+        assert_eq!(run(&["add", "n", "-7"], 0).0, "-2\n");
+        assert_eq!(run(&["add", "n", "9223372036854775807"], 0).0, "9223372036854775805\n");
+        assert_eq!(run(&["del", "n"], 0), nothing);
+    }
+}
+
 /// Goal: the program speaks over rings, to a server on rings, and `auto` says what it chose. Method: the life of a key from
 /// one host to another, in namespaces of their own.
 #[test]
@@ -186,7 +223,7 @@ fn unreachable_servers_are_named() {
 /// lines, so only its content and the exit code are looked at.
 #[test]
 fn wrong_options_are_refused_with_what_is_allowed() {
-    let cases: [(&[&str], &str); 7] = [
+    let cases: [(&[&str], &str); 14] = [
         (&["--timeout-ms", "0", "get", "key"], "1..=600000"),
         (&["--timeout-ms", "600001", "get", "key"], "1..=600000"),
         (&["ping", "--count", "0"], "1..=1000000"),
@@ -194,6 +231,13 @@ fn wrong_options_are_refused_with_what_is_allowed() {
         (&["get"], "<KEY>"),
         (&["put", "key"], "<VALUE>"),
         (&["steal", "key"], "steal"),
+        (&["put", "key", "value", "--ttl", "0s"], "give 1ms to 4294967295ms, such as 500ms, 5s or 2h"),
+        (&["put", "key", "value", "--ttl", "50d"], "give 1ms to 4294967295ms"),
+        (&["put", "key", "value", "--ttl", "soon"], "`soon` is no time to live"),
+        (&["put", "key", "value", "--if-absent", "--if-present"], "--if-present"),
+        (&["put", "key", "value", "--if-version", "0"], "1.."),
+        (&["add", "key", "half"], "half"),
+        (&["add", "key", "1", "--ttl=-1s"], "`-1s` is no time to live"),
     ];
     for (arguments, expected) in cases {
         let mut command = Command::new(env!("CARGO_BIN_EXE_linerate"));

@@ -28,12 +28,21 @@ pub(crate) struct WorkerCounters {
     pub(crate) hits: u64,
     pub(crate) puts: u64,
     pub(crate) deletes: u64,
+    pub(crate) adds: u64,
+    pub(crate) conditions_failed: u64,
     pub(crate) no_space: u64,
     pub(crate) wrong_core: u64,
     pub(crate) requests: u64,
     pub(crate) replays: u64,
     pub(crate) requests_refused: u64,
     pub(crate) controls: u64,
+}
+
+impl WorkerCounters {
+    /// Writes executed, with an effect or without.
+    pub(crate) const fn writes(&self) -> u64 {
+        self.puts + self.deletes + self.adds
+    }
 }
 
 /// The latest statistics of one core: written by its worker at least twenty times a second, read by anybody.
@@ -79,6 +88,8 @@ impl Published {
         set(Statistic::Hits, worker.hits);
         set(Statistic::Puts, worker.puts);
         set(Statistic::Deletes, worker.deletes);
+        set(Statistic::Adds, worker.adds);
+        set(Statistic::ConditionsFailed, worker.conditions_failed);
         set(Statistic::NoSpace, worker.no_space);
         set(Statistic::WrongCore, worker.wrong_core);
         set(Statistic::Requests, worker.requests);
@@ -142,15 +153,17 @@ impl Published {
     }
 }
 
-/// The statistics of all cores of a server as one: counters and memory are summed; resident memory, huge pages and uptime,
-/// which each core reports for the whole process, are the largest.
+/// What each core reports for the whole process.
+const SHARED: [Statistic; 3] = [Statistic::RssBytes, Statistic::HugePageBytes, Statistic::UptimeNs];
+
+/// The statistics of all cores of a server as one: counters and memory are summed; of resident memory, huge pages and
+/// uptime, which each core reports for the whole process, there is the largest.
 #[must_use]
 pub fn sum(cores: impl IntoIterator<Item = [u64; STAT_COUNT]>) -> [u64; STAT_COUNT] {
     let mut total = [0; STAT_COUNT];
     for values in cores {
         for (index, (total, value)) in total.iter_mut().zip(values).enumerate() {
-            let shared = [Statistic::RssBytes, Statistic::HugePageBytes, Statistic::UptimeNs];
-            let shared = shared.iter().any(|&shared| shared as usize == index);
+            let shared = SHARED.iter().any(|&shared| shared as usize == index);
             *total = if shared { value.max(*total) } else { *total + value };
         }
     }

@@ -1,6 +1,6 @@
 //! One core's loop body: from a burst of datagrams to the replies, without a lock, a queue or an allocation.
 
-use std::io;
+use std::{io, num::NonZeroU32};
 
 use arrayvec::ArrayVec;
 use linerate_dataplane::{Datagram, Outbox, Peer, Port};
@@ -11,9 +11,9 @@ use linerate_proto::{
     placement::{Partition, core_of},
     session::{Control, SessionConfig, SessionTable, Verdict},
     wire::{
-        self, Common, DATAGRAM_LEN_MAX, Flags, Gets, Kind, LongValue, OpResult, OperationKind, Operations,
-        Piece, Pieces, Ping, REPLY_DATAGRAMS_MAX, Range, Ranges, Reason, ReplyBuilder, ReplyHeader,
-        RequestHeader, Statistics, Terms,
+        self, Common, DATAGRAM_LEN_MAX, Flags, Gets, Kind, LongValue, Meta, OpResult, OperationKind,
+        Operations, Piece, Pieces, Ping, REPLY_DATAGRAMS_MAX, Range, Ranges, Reason, ReplyBuilder,
+        ReplyHeader, RequestHeader, Statistics, Terms,
     },
 };
 use zerocopy::{FromBytes, IntoBytes};
@@ -40,6 +40,10 @@ const BATCH_OPERATIONS_MAX: usize = BATCH_OPERATIONS + wire::OPERATIONS_MAX;
 
 /// Datagrams of full length that a chunk of the outbox takes.
 const DATAGRAMS_PER_CHUNK: usize = 44;
+
+/// Buckets that are looked through after each burst for what has expired, and one more for each write of the burst: so
+/// what is stored does not outgrow what goes.
+const EXPIRE_BUCKETS: usize = 16;
 
 /// The state of one core: its shard, its sessions and its counters.
 #[derive(Debug)]
@@ -152,6 +156,8 @@ impl Worker {
             port.tx_flush()?; // What was held back for company leaves: none has come.
         }
         let arrived = clock();
+        self.store.advance(arrived);
+        let writes_before = self.counters.writes();
         let mut next = 0;
         while next < count {
             let (free_chunks, used_chunks) = {
@@ -186,6 +192,8 @@ impl Worker {
                 port.tx_flush()?; // 6 transmit
             }
         }
+        let writes = self.counters.writes() - writes_before;
+        self.store.expire(EXPIRE_BUCKETS + writes as usize);
         self.sessions.expire(arrived);
         Ok(count)
     }
@@ -328,9 +336,7 @@ impl Worker {
                 header: ReplyHeader {
                     common: Common {
                         kind: Kind::REPLY,
-                        flags: terms.flags.with(
-                            Flags::VERSIONS.when(request.header.common.flags.contains(Flags::VERSIONS)),
-                        ),
+                        flags: terms.flags.with(extras(request.header)),
                         ..request.header.common
                     },
                     seq: request.header.seq,
@@ -373,10 +379,11 @@ impl Worker {
             let mut builder = reply.builder(slot.bytes);
             // The last datagram must have a word on every operation that is left.
             let is_last = datagram == REPLY_DATAGRAMS_MAX;
-            (left, builder) = match (is_last, reply.versions()) {
-                (true, _) => self.fill_last(left, builder),
-                (false, false) => self.fill::<false>(left, builder),
-                (false, true) => self.fill::<true>(left, builder),
+            (left, builder) = match (is_last, reply.has(Flags::LIFETIMES), reply.has(Flags::VERSIONS)) {
+                (true, _, _) => self.fill_last(left, builder),
+                (false, true, _) => self.fill_mortal(left, builder),
+                (false, false, false) => self.fill::<false>(left, builder),
+                (false, false, true) => self.fill::<true>(left, builder),
             };
             let count = builder.count();
             let len = builder.finish(ReplyHeader { first, ..reply.header }, slot.segment_len);
@@ -435,11 +442,34 @@ impl Worker {
         mut builder: ReplyBuilder<'o>,
     ) -> (&'l [Lookup<'k>], ReplyBuilder<'o>) {
         let Some((lookup, left)) = lookups.split_first() else { return (lookups, builder) };
-        if !push_long(&mut builder, self.store.get_probed(lookup.key, lookup.hash, lookup.probe)) {
+        let found = self.store.get_probed(lookup.key, lookup.hash, lookup.probe);
+        let (_, version) = self.result_of(found);
+        if !push_long(&mut builder, found, Meta { version, ttl_ms: None }) {
             return (lookups, builder);
         }
         self.counters.hits += 1;
         self.fill::<VERSIONS>(left, builder)
+    }
+
+    /// The same with the time that each value has left to live. Who asks for that waits a little longer.
+    #[cold]
+    #[inline(never)]
+    fn fill_mortal<'l, 'k, 'o>(
+        &mut self,
+        lookups: &'l [Lookup<'k>],
+        mut builder: ReplyBuilder<'o>,
+    ) -> (&'l [Lookup<'k>], ReplyBuilder<'o>) {
+        let mut left = lookups;
+        while let Some((lookup, behind)) = left.split_first() {
+            let found = self.store.get_probed(lookup.key, lookup.hash, lookup.probe);
+            let (result, meta) = self.mortal_result_of(found);
+            if !builder.push(result, meta) && !push_long(&mut builder, found, meta) {
+                break;
+            }
+            self.counters.hits += u64::from(found.is_some());
+            left = behind;
+        }
+        (left, builder)
     }
 
     /// The same for the last datagram that a reply may have: values that do not fit any more are refused.
@@ -451,13 +481,13 @@ impl Worker {
     ) -> (&'l [Lookup<'k>], ReplyBuilder<'o>) {
         for (lookup, left) in lookups.iter().zip((0..lookups.len()).rev()) {
             let found = self.store.get_probed(lookup.key, lookup.hash, lookup.probe);
-            let (result, version) = self.result_of(found);
+            let (result, meta) = self.mortal_result_of(found);
             if builder.fits(&result, left) {
                 self.counters.hits += u64::from(found.is_some());
-                assert!(builder.push(result, version), "it fits");
-            } else if builder.fits_long(left) && push_long(&mut builder, found) {
+                assert!(builder.push(result, meta), "it fits");
+            } else if builder.fits_long(left) && push_long(&mut builder, found, meta) {
                 self.counters.hits += 1;
-            } else if !builder.push(OpResult::NotExecuted(Reason::ReplyFull), 0) {
+            } else if !builder.push(OpResult::NotExecuted(Reason::ReplyFull), Meta::default()) {
                 break; // More operations than a datagram has words for: the client asks for the rest again.
             }
         }
@@ -471,6 +501,13 @@ impl Worker {
             Some(Found { value, version, .. }) => (OpResult::Value(value), version),
             None => (OpResult::NotFound, self.store.version()),
         }
+    }
+
+    /// The result of a get with all that can be told beside it.
+    #[cold]
+    fn mortal_result_of<'s>(&self, found: Option<Found<'s>>) -> (OpResult<'s>, Meta) {
+        let (result, version) = self.result_of(found);
+        (result, Meta { version, ttl_ms: found.and_then(|found| self.store.ttl_ms(&found)) })
     }
 
     /// Answers ranges of long values.
@@ -492,11 +529,13 @@ impl Worker {
             while let Some((range, lookup)) = left.peek() {
                 let range = range.expect("the request was parsed when it joined the batch");
                 let found = self.store.get_probed(lookup.key, lookup.hash, lookup.probe);
-                let version = found.map_or_else(|| self.store.version(), |found| found.version);
+                let (_, Meta { version, ttl_ms }) = self.mortal_result_of(found);
+                // The pieces of a value that was asked about before need not tell it again.
+                let meta = Meta { version, ttl_ms: ttl_ms.filter(|_| range.version == 0) };
                 let result = range_of(found, &range, builder.value_len_max());
                 let pushed = match result {
-                    Some(result) => builder.push(result, version),
-                    None => push_long(&mut builder, found),
+                    Some(result) => builder.push(result, meta),
+                    None => push_long(&mut builder, found, meta),
                 };
                 if !pushed {
                     break; // It fits the next datagram: nothing is longer than an empty one has room for.
@@ -524,7 +563,7 @@ impl Worker {
                 }
             };
             let result = taken.map_or_else(OpResult::NotExecuted, |()| OpResult::Done);
-            if !builder.push(result, 0) {
+            if !builder.push(result, Meta::default()) {
                 break; // As in `reply_kept`.
             }
         }
@@ -532,7 +571,7 @@ impl Worker {
         outbox.commit(len);
     }
 
-    /// Executes puts and deletes in order, keeping their results in the slot.
+    /// Executes writes in order, keeping their results in the slot.
     fn write(&mut self, request: &Request<'_>, lookups: &[Lookup<'_>]) {
         self.counters.requests += 1;
         self.sessions.slot(request.header).begin(self.store.version());
@@ -540,7 +579,7 @@ impl Worker {
         for (operation, Lookup { hash, .. }) in operations.zip(lookups) {
             let operation = operation.expect("the request was parsed when it joined the batch");
             let result = match operation.kind {
-                OperationKind::Put => self.put(operation.key, *hash, operation.value, Terms::default()),
+                OperationKind::Put => self.put(operation.key, *hash, operation.value),
                 OperationKind::Delete => {
                     self.counters.deletes += 1;
                     match self.store.delete(operation.key, *hash) {
@@ -548,10 +587,21 @@ impl Worker {
                         None => OpResult::NotFound,
                     }
                 }
-                OperationKind::Commit(number) => match self.sessions.take(request.header, number) {
-                    Some(value) => self.put(operation.key, *hash, &value, Terms::default()),
+                OperationKind::PutOn(terms) => {
+                    self.put_on(request.header, operation.key, *hash, operation.value, terms);
+                    continue;
+                }
+                OperationKind::Commit(number, terms) => match self.sessions.take(request.header, number) {
+                    Some(value) => {
+                        self.put_on(request.header, operation.key, *hash, &value, terms);
+                        continue;
+                    }
                     None => OpResult::NotExecuted(Reason::NotStaged),
                 },
+                OperationKind::Add { delta, ttl_ms } => {
+                    self.add(request.header, operation.key, *hash, delta, ttl_ms);
+                    continue;
+                }
                 OperationKind::Get => unreachable!("a request of writes holds no get: Operations::new"),
             };
             self.sessions.slot(request.header).keep(&result);
@@ -559,38 +609,84 @@ impl Worker {
     }
 
     #[inline]
-    fn put(&mut self, key: Key<'_>, hash: u64, value: &[u8], terms: Terms) -> OpResult<'static> {
+    fn put(&mut self, key: Key<'_>, hash: u64, value: &[u8]) -> OpResult<'static> {
         self.counters.puts += 1;
         if is_active(Mutant::LostWrite) && self.counters.puts.is_multiple_of(16) {
             return OpResult::Done;
         }
-        match self.store.put(key, hash, value, terms) {
+        match self.store.put(key, hash, value, Terms::NONE) {
             Ok(_) => OpResult::Done,
-            Err(refusal) => self.refused(refusal),
+            Err(refusal) => self.refused(refusal).0,
         }
     }
 
-    /// The result of a write that had no effect.
+    /// Stores a value on terms and keeps the result.
+    #[inline(never)]
+    fn put_on(&mut self, header: &RequestHeader, key: Key<'_>, hash: u64, value: &[u8], terms: Terms) {
+        self.counters.puts += 1;
+        let terms =
+            if is_active(Mutant::ConditionIgnored) { Terms::NONE.for_ms(terms.ttl_ms) } else { terms };
+        match self.store.put(key, hash, value, terms) {
+            Ok(_) => self.sessions.slot(header).keep(&OpResult::Done),
+            Err(refusal) => self.keep_refusal(header, refusal),
+        }
+    }
+
+    /// Adds to a number and keeps what it was before.
+    #[inline(never)]
+    fn add(
+        &mut self,
+        header: &RequestHeader,
+        key: Key<'_>,
+        hash: u64,
+        delta: u64,
+        ttl_ms: Option<NonZeroU32>,
+    ) {
+        self.counters.adds += 1;
+        if !self.sessions.has_room_for_number(header) {
+            return self.keep_refusal(header, Refusal::NoSpace);
+        }
+        match self.store.add(key, hash, delta, ttl_ms) {
+            Ok(sum) => self.sessions.keep_sum(header, sum.former),
+            Err(refusal) => self.keep_refusal(header, refusal),
+        }
+    }
+
+    /// Keeps the result of a write that had no effect, with the version that its key has if that was asked for.
     #[cold]
-    fn refused(&mut self, refusal: Refusal) -> OpResult<'static> {
-        match refusal {
+    fn keep_refusal(&mut self, header: &RequestHeader, refusal: Refusal) {
+        match self.refused(refusal) {
+            (OpResult::NotExecuted(reason), Some(version))
+                if header.common.flags.contains(Flags::VERSIONS) =>
+            {
+                self.sessions.keep_refusal(header, reason, version);
+            }
+            (result, _) => self.sessions.slot(header).keep(&result),
+        }
+    }
+
+    /// The result of a write that had no effect, and the version of what was in its way.
+    #[cold]
+    fn refused(&mut self, refusal: Refusal) -> (OpResult<'static>, Option<u64>) {
+        let (result, version) = match refusal {
             Refusal::NoSpace => {
                 self.counters.no_space += 1;
-                OpResult::NotExecuted(Reason::NoSpace)
+                return (OpResult::NotExecuted(Reason::NoSpace), None);
             }
-            Refusal::NotFound => OpResult::NotFound,
-            Refusal::Exists(_) => OpResult::NotExecuted(Reason::Exists),
-            Refusal::Changed(_) => OpResult::NotExecuted(Reason::Changed),
-            Refusal::NotANumber(_) => OpResult::NotExecuted(Reason::NotANumber),
-        }
+            Refusal::NotFound => (OpResult::NotFound, None),
+            Refusal::Exists(version) => (OpResult::NotExecuted(Reason::Exists), Some(version)),
+            Refusal::Changed(version) => (OpResult::NotExecuted(Reason::Changed), Some(version)),
+            Refusal::NotANumber(version) => (OpResult::NotExecuted(Reason::NotANumber), Some(version)),
+        };
+        self.counters.conditions_failed += 1;
+        (result, version)
     }
 
     /// Forgets a write all of which was refused.
     #[cold]
     fn forget_refused(&mut self, header: &RequestHeader) {
-        let slot = self.sessions.slot(header);
-        if slot.kept().all(|(result, _)| matches!(result, OpResult::NotExecuted(_))) {
-            slot.forget();
+        if self.sessions.kept(header).all(|(result, _)| matches!(result, OpResult::NotExecuted(_))) {
+            self.sessions.slot(header).forget();
         }
     }
 
@@ -598,8 +694,8 @@ impl Worker {
     fn reply_kept(&mut self, header: &RequestHeader, reply: &Reply<'_>, outbox: &mut Outbox) {
         let slot = outbox.begin(reply.peer, DATAGRAM_LEN_MAX).expect("the batch was sized by the room");
         let mut builder = reply.builder(slot.bytes);
-        for (result, version) in self.sessions.slot(header).kept() {
-            if !builder.push(result, version) {
+        for (result, version) in self.sessions.kept(header) {
+            if !builder.push(result, Meta { version, ttl_ms: None }) {
                 break; // A client keeps to what fits one datagram; one that does not is not told the rest.
             }
         }
@@ -622,7 +718,7 @@ impl Worker {
         let slot = outbox.begin(reply.peer, DATAGRAM_LEN_MAX).expect("the batch was sized by the room");
         let mut builder = reply.builder(slot.bytes);
         for _ in 0..header.count {
-            if !builder.push(result, 0) {
+            if !builder.push(result, Meta::default()) {
                 break; // As in `reply_kept`.
             }
         }
@@ -716,25 +812,25 @@ struct Reply<'a> {
 impl Reply<'_> {
     #[inline]
     fn builder<'o>(&self, bytes: &'o mut [u8]) -> ReplyBuilder<'o> {
-        ReplyBuilder::new(bytes, self.datagram_len, self.versions())
+        ReplyBuilder::new(bytes, self.datagram_len, self.header.common.flags)
     }
 
     #[inline]
-    fn versions(&self) -> bool {
-        self.header.common.flags.contains(Flags::VERSIONS)
+    fn has(&self, flags: Flags) -> bool {
+        self.header.common.flags.contains(flags)
     }
 }
 
 /// Tells of a found value that is too long for any datagram; `false` when it is not, or there is no room even for that.
 #[cold]
-fn push_long(builder: &mut ReplyBuilder<'_>, found: Option<Found<'_>>) -> bool {
+fn push_long(builder: &mut ReplyBuilder<'_>, found: Option<Found<'_>>, meta: Meta) -> bool {
     let Some(Found { value, version, .. }) =
         found.filter(|found| found.value.len() > builder.value_len_max())
     else {
         return false;
     };
     let long = LongValue { version: version.into(), len: (value.len() as u32).into() };
-    builder.push(OpResult::Long(&long), version)
+    builder.push(OpResult::Long(&long), meta)
 }
 
 /// The answer to a range; `None` when it asks for whatever there is and that is too long for a datagram.
@@ -748,6 +844,13 @@ fn range_of<'s>(found: Option<Found<'s>>, range: &Range<'_>, len_max: usize) -> 
     let bytes =
         value.get(start..end).filter(|_| version == range.version || is_active(Mutant::RangeOfAnyVersion));
     Some(bytes.map_or(OpResult::NotExecuted(Reason::Changed), OpResult::Value))
+}
+
+/// Flags of what the request wants to be told beside its results.
+const fn extras(header: &RequestHeader) -> Flags {
+    let flags = header.common.flags;
+    let versions = Flags::VERSIONS.when(flags.contains(Flags::VERSIONS));
+    versions.with(Flags::LIFETIMES.when(flags.contains(Flags::LIFETIMES)))
 }
 
 /// Whether a request is one whose results its slot keeps.

@@ -212,7 +212,9 @@ fn results(reply: &[u8]) -> Vec<String> {
     let (header, _) = ReplyHeader::ref_from_prefix(reply).unwrap();
     assert_eq!(header.common.kind, Kind::REPLY);
     let body = &body[size_of::<ReplyHeader>() - size_of::<Common>()..];
-    Results::new(body, header.count, false).map(|result| format!("{:?}", result.unwrap().0)).collect()
+    Results::new(body, header.count, header.common.flags)
+        .map(|result| format!("{:?}", result.unwrap().0))
+        .collect()
 }
 
 fn word(result: OpResult<'_>) -> String {

@@ -47,7 +47,7 @@ impl Story {
     }
 
     fn end(&mut self, tag: u32, outcome: Outcome<'_>, version: u64) {
-        self.checker.ended(Ended { tag: tag.into(), outcome, version, data_epoch: self.epoch });
+        self.checker.ended(Ended { tag: tag.into(), outcome, version, ttl_ms: None, data_epoch: self.epoch });
     }
 
     /// A read ends with the value that `put` wrote to `key`.

@@ -521,7 +521,7 @@ mod tests {
     }
 
     fn end(check: &mut ThreadCheck<'_>, answered: Answered, outcome: Outcome<'_>, version: u64) {
-        check.ended(answered, &Ended { tag: 0, outcome, version, data_epoch: EPOCH });
+        check.ended(answered, &Ended { tag: 0, outcome, version, ttl_ms: None, data_epoch: EPOCH });
     }
 
     fn violations(checker: &Checker) -> (u64, String) {
@@ -577,7 +577,8 @@ mod tests {
         let mut check = ThreadCheck::new(&checker, 0, 4);
         let answer = |check: &mut ThreadCheck<'_>, version, data_epoch| {
             let get = push(check, 0, 7, None);
-            check.ended(get, &Ended { tag: 0, outcome: Outcome::NotFound, version, data_epoch });
+            check
+                .ended(get, &Ended { tag: 0, outcome: Outcome::NotFound, version, ttl_ms: None, data_epoch });
         };
         answer(&mut check, 1_000, EPOCH);
         answer(&mut check, 0, EPOCH + 1);

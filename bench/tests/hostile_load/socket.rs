@@ -6,9 +6,7 @@ use std::{
 };
 
 use linerate_dataplane::{Peer, Port, UdpConfig, UdpPort};
-use linerate_proto::wire::{
-    self, Common, Flags, Kind, NoSession, OpResult, ReplyHeader, Results, TRAILER_LEN,
-};
+use linerate_proto::wire::{self, Common, Kind, NoSession, OpResult, ReplyHeader, Results, TRAILER_LEN};
 use zerocopy::FromBytes;
 
 /// What any process may have without privileges (net.core.rmem_default): the test is the same wherever it runs.
@@ -122,15 +120,21 @@ impl Socket {
     }
 }
 
-/// The writes that a reply tells of for the first time. Only results of effective writes are done and have a version; a
-/// slot's numbers grow, and the same number again is the same answer.
+/// The writes that a reply tells of for the first time. Only results of effective writes are done and have a version, or
+/// are sums, for which a value of eight bytes is taken, because nobody stores such; a slot's numbers grow, and the same
+/// number again is the same answer.
 fn new_writes(slots: &mut HashMap<(u32, u64), Box<[u32; 256]>>, reply: &[u8]) -> u64 {
     let (_, body) = wire::open(reply).expect("the server's answers are whole");
     let (header, _) = ReplyHeader::ref_from_prefix(reply).expect("a reply has its header");
     let body = &body[size_of::<ReplyHeader>() - size_of::<Common>()..];
-    let versions = header.common.flags.contains(Flags::VERSIONS);
-    let results = Results::new(body, header.count, versions).map(|result| result.expect("a reply parses"));
-    let done = results.filter(|&(result, version)| result == OpResult::Done && version > 0).count() as u64;
+    let results = Results::new(body, header.count, header.common.flags);
+    let is_effect = |result: OpResult<'_>| match result {
+        OpResult::Done => true,
+        OpResult::Value(value) => value.len() == 8,
+        _ => false,
+    };
+    let results = results.map(|result| result.expect("a reply parses"));
+    let done = results.filter(|&(result, meta)| is_effect(result) && meta.version > 0).count() as u64;
     let session = (header.common.session.get(), header.common.token.get());
     if done == 0 {
         return 0;

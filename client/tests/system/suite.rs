@@ -2,7 +2,7 @@
 
 use std::{collections::HashMap, time::Duration};
 
-use linerate_client::{Operation, Order, PushError, Reason, SessionConfig};
+use linerate_client::{Condition, Operation, Order, PushError, Reason, SessionConfig, Terms};
 use linerate_proto::{
     hash::key_hash,
     placement::{Partition, core_of},
@@ -243,7 +243,7 @@ pub(crate) fn random_operations_match_a_hash_map<R: Rig>(seed: u64) {
         }
     }
     system.settle();
-    let (mut puts, mut deletes, mut records) = (0, 0, 0);
+    let (mut puts, mut deletes, mut adds, mut records) = (0, 0, 0, 0);
     for (caller, model) in models.iter_mut().enumerate() {
         model.check_ended(&system, caller);
         let keys = model.keys.clone();
@@ -255,10 +255,12 @@ pub(crate) fn random_operations_match_a_hash_map<R: Rig>(seed: u64) {
         }
         puts += model.puts;
         deletes += model.deletes;
+        adds += model.adds;
         records += model.map.len() as u64;
     }
     system.expect_stat(Statistic::Puts, puts);
     system.expect_stat(Statistic::Deletes, deletes);
+    system.expect_stat(Statistic::Adds, adds);
     system.expect_stat(Statistic::Records, records);
 }
 
@@ -515,6 +517,7 @@ struct Model {
     busy: HashMap<usize, (usize, Ended)>,
     puts: u64,
     deletes: u64,
+    adds: u64,
 }
 
 impl Model {
@@ -523,7 +526,7 @@ impl Model {
             let len = [0, random.random_range(0..20), 253][random.random_range(0..3)];
             [&[caller as u8, number][..], &vec![b'.'; len]].concat()
         });
-        Self { keys: keys.collect(), map: HashMap::new(), busy: HashMap::new(), puts: 0, deletes: 0 }
+        Self { keys: keys.collect(), map: HashMap::new(), busy: HashMap::new(), puts: 0, deletes: 0, adds: 0 }
     }
 
     /// Compares what has ended since the last call.
@@ -545,7 +548,7 @@ impl Model {
             return false;
         }
         let key = &self.keys[number];
-        let choice = system.random.random_range(0..10);
+        let choice = system.random.random_range(0..13);
         let mut value = Vec::new();
         let operation = match choice {
             0..4 => Operation::get(key),
@@ -556,7 +559,13 @@ impl Model {
                 value = filled(&mut system.random, len);
                 Operation::put(key, &value)
             }
-            _ => Operation::delete(key),
+            9 => Operation::delete(key),
+            10 => Operation::add(key, 3, None),
+            _ => {
+                value = 7_u64.to_be_bytes().to_vec();
+                let condition = if choice == 11 { Condition::Absent } else { Condition::Present };
+                Operation::put_on(key, &value, Terms::only_if(condition))
+            }
         };
         let Some(tag) = system.try_push(caller, operation) else { return false };
         let expected = match choice {
@@ -566,9 +575,32 @@ impl Model {
                 self.map.insert(key.clone(), value);
                 Ended::Done
             }
-            _ => {
+            9 => {
                 self.deletes += 1;
                 self.map.remove(key).map_or(Ended::NotFound, |_| Ended::Done)
+            }
+            10 => {
+                self.adds += 1;
+                let former =
+                    self.map.get(key).map_or(&[0; 8][..], |value| value).try_into().map(u64::from_be_bytes);
+                match former {
+                    Ok(former) => {
+                        self.map.insert(key.clone(), (former + 3).to_be_bytes().to_vec());
+                        Ended::Value(former.to_be_bytes().to_vec())
+                    }
+                    Err(_) => Ended::NotExecuted(Reason::NotANumber),
+                }
+            }
+            _ => {
+                self.puts += 1;
+                match (choice, self.map.contains_key(key)) {
+                    (11, true) => Ended::NotExecuted(Reason::Exists),
+                    (12, false) => Ended::NotFound,
+                    _ => {
+                        self.map.insert(key.clone(), value);
+                        Ended::Done
+                    }
+                }
             }
         };
         self.busy.insert(number, (tag, expected));

@@ -4,7 +4,7 @@ use linerate_client::{Operation, Outcome, PushError, Reason, Session, SessionCon
 use linerate_proto::wire::{STAT_COUNT, Statistic};
 use linerate_server::stats::sum;
 use rand::{RngExt, SeedableRng, rngs::StdRng};
-use std::time::Duration;
+use std::{num::NonZeroU32, time::Duration};
 
 use crate::rig::{Rig, Setup};
 
@@ -36,6 +36,9 @@ pub(crate) struct Call {
     pub(crate) start: u64,
     pub(crate) end: u64,
     pub(crate) ended: Option<Ended>,
+    /// As the session was told, if it asks.
+    pub(crate) version: u64,
+    pub(crate) ttl_ms: Option<NonZeroU32>,
 }
 
 /// A session and all that was ever pushed into it; tags are positions in `calls`.
@@ -77,6 +80,8 @@ impl<R: Rig> System<R> {
             operations_max: [1, 3, 20, 255][self.random.random_range(0..4)],
             burst: self.random.random_range(1..20),
             timeout: self.rig.patience(),
+            versions: self.random.random_bool(0.5),
+            lifetimes: self.random.random_bool(0.3),
             ..SessionConfig::default()
         }
     }
@@ -118,7 +123,7 @@ impl<R: Rig> System<R> {
         match session.push(self.rig.now(session), operation, calls.len() as u64) {
             Ok(()) => {
                 self.clock += 1;
-                calls.push(Call { start: self.clock, end: u64::MAX, ended: None });
+                calls.push(Call { start: self.clock, end: u64::MAX, ended: None, version: 0, ttl_ms: None });
                 *open += 1;
                 Some(calls.len() - 1)
             }
@@ -153,6 +158,14 @@ impl<R: Rig> System<R> {
         self.ended(caller, tag).expect("everything has ended").clone()
     }
 
+    /// The same for the first session; with the version that it was told.
+    pub(crate) fn execute_told(&mut self, operation: Operation<'_>) -> (Ended, u64) {
+        let tag = self.push(0, operation);
+        self.settle();
+        let Call { ended, version, .. } = self.call(0, tag).clone();
+        (ended.expect("everything has ended"), version)
+    }
+
     pub(crate) fn put(&mut self, key: &[u8], value: &[u8]) -> Ended {
         self.execute(0, Operation::put(key, value))
     }
@@ -183,6 +196,7 @@ impl<R: Rig> System<R> {
                 let call = &mut calls[tag as usize];
                 assert_eq!(call.ended, None, "operation {tag} ended a second time, now with {outcome:?}");
                 call.ended = Some(outcome.into());
+                (call.version, call.ttl_ms) = (end.version, end.ttl_ms);
                 call.end = *clock;
                 *open -= 1;
             };

@@ -2,20 +2,15 @@
 
 use super::{
     Flow,
-    slot::{PARTS, Phase, RANGES, Slot, WRITES},
+    slot::{PARTS, Phase, RANGES, READS, Slot, WRITES},
     transfer::{PieceLens, Step},
     types::PushError,
 };
 use crate::{
     session::part_len,
     time::Instant,
-    wire::{Operation, RequestHeader, TRAILER_LEN_MAX},
+    wire::{Flags, Operation, RequestHeader, TRAILER_LEN_MAX, Terms, result_len},
 };
-
-/// Result of a write, and of one with its version.
-const RESULT_LEN: usize = 2;
-
-const VERSIONED_RESULT_LEN: usize = 10;
 
 /// Long values on their way beyond which nothing else is taken.
 const TRANSFERS_MAX: usize = 1_024;
@@ -29,12 +24,13 @@ impl Flow {
         now: Instant,
         key: &[u8],
         value: &[u8],
+        terms: Terms,
         tag: u64,
     ) -> Result<(), PushError> {
         if !self.is_open() || !self.transfers.has_room_for_put(value.len()) {
             return Err(PushError::Full);
         }
-        self.transfers.begin_put(now, tag, key, value);
+        self.transfers.begin_put(now, tag, key, value, terms);
         Ok(())
     }
 
@@ -53,7 +49,9 @@ impl Flow {
         let (class, len) = match &step {
             Step::Range(range, _) => (RANGES, range.wire_len()),
             Step::Piece(piece, _) => (PARTS, piece.wire_len()),
-            Step::Commit(key, number, _) => (WRITES, Operation::commit(*key, *number).wire_len()),
+            Step::Commit(key, number, terms, _) => {
+                (WRITES, Operation::commit(*key, *number, *terms).wire_len())
+            }
         };
         let index = match self.filling[class] {
             Some(index) if usize::from(self.slots[index as usize].len) + len <= self.full_len => index,
@@ -67,13 +65,13 @@ impl Flow {
         let (written, tag) = match step {
             Step::Range(range, tag) => (range.write(out), tag),
             Step::Piece(piece, tag) => (piece.write(out), tag),
-            Step::Commit(key, number, tag) => (Operation::commit(key, number).write(out), tag),
+            Step::Commit(key, number, terms, tag) => (Operation::commit(key, number, terms).write(out), tag),
         };
         debug_assert_eq!(written, Some(len), "room was checked above");
         self.tags[index as usize][slot.count as usize] = tag;
         slot.len += len as u16;
         slot.count += 1;
-        if slot.count == self.operations_max[class] {
+        if slot.count == slot.limit {
             self.close(class);
         }
         true
@@ -83,12 +81,25 @@ impl Flow {
     pub(super) fn piece_lens(&self) -> PieceLens {
         let body_len = self.full_len - size_of::<RequestHeader>();
         let datagram_len = self.full_len + TRAILER_LEN_MAX;
-        PieceLens { range: body_len - self.result_len(), part: part_len(datagram_len) }
+        let range = body_len - result_len(self.extras(RANGES));
+        PieceLens { range, part: part_len(datagram_len) }
     }
 
-    /// Bytes of a result beside its value.
-    pub(super) const fn result_len(&self) -> usize {
-        if self.config.versions { VERSIONED_RESULT_LEN } else { RESULT_LEN }
+    /// Flags of what the results of a request are to tell. Only reads have to do with times to live.
+    #[inline]
+    pub(super) const fn extras(&self, class: usize) -> Flags {
+        let reads = matches!(class, READS | RANGES);
+        Flags::VERSIONS.when(self.config.versions).with(Flags::LIFETIMES.when(self.config.lifetimes && reads))
+    }
+
+    /// Closes the request of writes that is being filled, if with an add in it its results might not fit one datagram.
+    #[cold]
+    pub(super) fn make_room_for_add(&mut self) {
+        if let Some(index) = self.filling[WRITES]
+            && self.slots[index as usize].count >= self.operations_max_with_adds
+        {
+            self.close(WRITES);
+        }
     }
 
     /// Begins a request of the caller's operations. While long values are on their way, some slots are kept for them: a
@@ -113,6 +124,7 @@ impl Flow {
         *slot = Slot {
             phase: Phase::Filling,
             class: class as u8,
+            limit: self.operations_max[class],
             seq: slot.seq,
             len: size_of::<RequestHeader>() as u16,
             pushed_at: now,

@@ -6,7 +6,7 @@ use zerocopy::{FromBytes, FromZeros};
 
 use super::{
     Control, Flow, RTO_INITIAL, Run, SESSION_REQUESTS_MAX, State,
-    slot::{Phase, RANGES, READS, Slot, WRITES},
+    slot::{CLASSES, Phase, RANGES, READS, Slot, WRITES},
     types::{Ended, ServerInfo},
 };
 use crate::{
@@ -17,7 +17,7 @@ use crate::{
     wire::{
         Common, CookieReply, DATAGRAM_LEN_MAX, DATAGRAM_LEN_MIN, DATAGRAM_LENS, Flags, Hello, Kind,
         NoSession, OPERATIONS_MAX, Open, Opened, Reason, Refused, ReplyHeader, TRAILER_LEN, TRAILER_LEN_MAX,
-        client_id, generation, nonce_of, seal_padded,
+        client_id, generation, nonce_of, result_len, seal_padded,
     },
 };
 
@@ -35,6 +35,9 @@ const PROBES_PER_LEN: u32 = 4;
 
 /// Ranges that one request asks for; each is answered by a datagram of its own.
 const RANGES_MAX: u8 = 32;
+
+/// Bytes of the number that the result of an add carries.
+const SUM_LEN: usize = size_of::<u64>();
 
 impl Flow {
     /// Length of the next HELLO or OPEN. Opens become shorter until one comes through; when none does, the cookie may be of
@@ -132,12 +135,16 @@ impl Flow {
         });
         self.credit = opened.credit.max(1);
         self.full_len = datagram_len - TRAILER_LEN_MAX;
+        let body_len = self.full_len - size_of::<ReplyHeader>();
+        let fitting = |result_len: usize| {
+            self.config.operations_max.min((body_len / result_len).min(u8::MAX.into()) as u8)
+        };
         // The results of a write's operations fit one datagram.
-        let results_max = (self.full_len - size_of::<ReplyHeader>()) / self.result_len();
-        let operations_max = self.config.operations_max.min(results_max.min(u8::MAX.into()) as u8);
-        self.operations_max[WRITES] = operations_max;
+        let write_len = result_len(self.extras(WRITES));
+        self.operations_max[WRITES] = fitting(write_len);
+        self.operations_max_with_adds = fitting(write_len + SUM_LEN);
         // Those of a read's need not, but there is a word on each in the last that a reply may have.
-        self.operations_max[READS] = operations_max;
+        self.operations_max[READS] = fitting(result_len(self.extras(READS)));
         self.operations_max[RANGES] = RANGES_MAX;
         self.handshakes = 0;
         self.refusal = None;
@@ -235,12 +242,20 @@ impl Flow {
         self.window = window;
         let window = usize::from(window);
         for index in 0..self.slots.len() {
-            let slot = &self.slots[index];
-            let fits = index < window
-                && usize::from(slot.len) <= self.full_len
-                && slot.count <= self.operations_max[usize::from(slot.class)];
+            let slot = &mut self.slots[index];
+            slot.limit = match slot.adds {
+                true => self.operations_max_with_adds,
+                false => self.operations_max[usize::from(slot.class)],
+            };
+            let fits = index < window && usize::from(slot.len) <= self.full_len && slot.count <= slot.limit;
             if slot.phase != Phase::Free && !fits {
                 self.fail(index as u8, Reason::SessionLost, sink);
+            }
+        }
+        for class in 0..CLASSES {
+            let is_full = |index: u8| self.slots[index as usize].count >= self.slots[index as usize].limit;
+            if self.filling[class].is_some_and(is_full) {
+                self.close(class);
             }
         }
         if self.slots.len() < window {

@@ -135,7 +135,7 @@ impl Flow {
         for position in 0..slot.count {
             if !slot.received.has(position) {
                 let tag = self.tags[index as usize][position as usize];
-                sink(Ended { tag, outcome, version: 0, data_epoch: self.data_epoch });
+                sink(Ended { tag, outcome, version: 0, ttl_ms: None, data_epoch: self.data_epoch });
             }
         }
         self.release(index);

@@ -22,8 +22,9 @@ use crate::{
     rtt::Rtt,
     time::Instant,
     wire::{
-        Common, Cookie, DATAGRAM_LEN_MAX, Flags, KEY_LEN_MAX, Kind, Nonce, OPERATIONS_MAX, Operation, Ping,
-        REQUEST_LEN_MIN, Reason, RefusalReason, RequestHeader, STAT_COUNT, VALUE_LEN_MAX, open,
+        Common, Condition, Cookie, DATAGRAM_LEN_MAX, Flags, KEY_LEN_MAX, Kind, Nonce, OPERATIONS_MAX,
+        Operation, OperationKind, Ping, REQUEST_LEN_MIN, Reason, RefusalReason, RequestHeader, STAT_COUNT,
+        VALUE_LEN_MAX, open,
     },
 };
 use slot::{CLASSES, Phase, READS, Slot, WRITES};
@@ -96,8 +97,9 @@ pub struct Flow {
     tags: Vec<[u64; OPERATIONS_MAX]>,
     /// Highest slot number granted in this session, plus one.
     window: u16,
-    /// Operations per request of each class.
+    /// Operations per request of each class, and of writes with adds among them.
     operations_max: [u8; CLASSES],
+    operations_max_with_adds: u8,
     /// Bytes of a request before padding and trailer.
     full_len: usize,
     free: Vec<u8>,
@@ -172,6 +174,7 @@ impl Flow {
             tags: Vec::new(),
             window: 0,
             operations_max: [config.operations_max; CLASSES],
+            operations_max_with_adds: config.operations_max,
             full_len: 0,
             free: Vec::with_capacity(config.window.into()),
             filling: [None; CLASSES],
@@ -278,11 +281,15 @@ impl Flow {
         check_lengths(&operation)?;
         let class = if operation.is_read() { READS } else { WRITES };
         let len = operation.wire_len();
+        let adds = matches!(operation.kind, OperationKind::Add { .. });
+        if adds {
+            self.make_room_for_add();
+        }
         let index = match self.filling[class] {
             Some(index) if usize::from(self.slots[index as usize].len) + len <= self.full_len => index,
             _ if size_of::<RequestHeader>() + len > self.full_len => {
                 // Piece by piece: for a reference to all of it, each operation would be written to memory first.
-                return self.push_long(now, operation.key.bytes(), operation.value, tag);
+                return self.push_long(now, operation.key.bytes(), operation.value, operation.terms(), tag);
             }
             _ => self.begin_for_caller(now, class).ok_or(PushError::Full)?,
         };
@@ -293,7 +300,11 @@ impl Flow {
         self.tags[index as usize][slot.count as usize] = tag;
         slot.len += len as u16;
         slot.count += 1;
-        if slot.count == self.operations_max[class] {
+        if adds {
+            slot.adds = true;
+            slot.limit = self.operations_max_with_adds;
+        }
+        if slot.count == slot.limit {
             self.close(class);
         }
         Ok(())
@@ -481,7 +492,7 @@ impl Flow {
 /// Checks key and value against the limits.
 ///
 /// # Errors
-/// [`PushError::KeyLen`] or [`PushError::ValueLen`].
+/// [`PushError::KeyLen`], [`PushError::ValueLen`] or [`PushError::NoVersion`].
 #[inline]
 pub fn check_lengths(operation: &Operation<'_>) -> Result<(), PushError> {
     let key_len = operation.key.len();
@@ -490,6 +501,11 @@ pub fn check_lengths(operation: &Operation<'_>) -> Result<(), PushError> {
     }
     if operation.value.len() > VALUE_LEN_MAX {
         return Err(PushError::ValueLen(operation.value.len()));
+    }
+    if let OperationKind::PutOn(terms) = operation.kind
+        && terms.condition == Condition::Version(0)
+    {
+        return Err(PushError::NoVersion);
     }
     Ok(())
 }
@@ -508,6 +524,7 @@ mod tests {
             operations_max: 1,
             checksum: false,
             versions: false,
+            lifetimes: false,
             reply_datagrams_max: usize::MAX,
             rto_floor: Duration::from_micros(200),
             timeout: Duration::from_secs(1),

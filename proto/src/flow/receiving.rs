@@ -13,7 +13,8 @@ use crate::{
     mutants::{Mutant, is_active},
     time::Instant,
     wire::{
-        Common, Flags, OpResult, Operations, Ping, Reason, ReplyHeader, RequestHeader, Results, STAT_COUNT,
+        Common, Flags, Meta, OpResult, Operations, Ping, Reason, ReplyHeader, RequestHeader, Results,
+        STAT_COUNT,
     },
 };
 
@@ -67,7 +68,7 @@ impl Flow {
         let versions = common.flags.contains(Flags::VERSIONS);
         let data_epoch = self.data_epoch;
         let (mut results, mut done) = (results, 0);
-        if slot.received.has_none_of(header.first, header.count) {
+        if slot.received.has_none_of(header.first, header.count) && !common.flags.contains(Flags::LIFETIMES) {
             // Nearly always: every result is new, and what each means is plain.
             let first = usize::from(header.first);
             for &tag in &tags[first..first + usize::from(header.count)] {
@@ -77,7 +78,7 @@ impl Flow {
                     Ok((OpResult::Done, version, rest)) => (Outcome::Done, version, rest),
                     _ => break,
                 };
-                sink(Ended { tag, outcome, version, data_epoch });
+                sink(Ended { tag, outcome, version, ttl_ms: None, data_epoch });
                 results = rest;
                 done += 1;
             }
@@ -85,9 +86,9 @@ impl Flow {
             slot.missing -= done;
         }
         let mut verdict = Ok(());
-        let left = Results::new(results, header.count - done, versions);
+        let left = Results::new(results, header.count - done, common.flags);
         for (result, position) in left.zip(header.first + done..) {
-            let (result, version) = match result {
+            let (result, Meta { version, ttl_ms }) = match result {
                 Ok(_) if slot.received.has(position) => continue,
                 Ok(result) => result,
                 Err(reason) => {
@@ -110,7 +111,8 @@ impl Flow {
                     let body = &self.bytes[index as usize][size_of::<RequestHeader>()..];
                     let get = Operations::new(body, slot.count, true).nth(position.into());
                     let key = get.and_then(Result::ok).expect("written by push").key.bytes();
-                    self.transfers.begin_get(slot.pushed_at, tags[position as usize], key, long, lens);
+                    let tag = tags[position as usize];
+                    self.transfers.begin_get(slot.pushed_at, tag, key, (long, ttl_ms), lens);
                     continue;
                 }
                 OpResult::Long(_) => {
@@ -120,12 +122,12 @@ impl Flow {
             };
             slot.received.set(position);
             slot.missing -= 1;
-            sink(Ended { tag: tags[position as usize], outcome, version, data_epoch });
+            sink(Ended { tag: tags[position as usize], outcome, version, ttl_ms, data_epoch });
         }
         if is_active(Mutant::PartialReplyWhole) && !writes {
             for position in (0..slot.count).filter(|&position| !slot.received.has(position)) {
                 let tag = tags[usize::from(position)];
-                sink(Ended { tag, outcome: Outcome::NotFound, version: 0, data_epoch });
+                sink(Ended { tag, outcome: Outcome::NotFound, version: 0, ttl_ms: None, data_epoch });
             }
             slot.missing = 0;
         }
@@ -155,18 +157,18 @@ impl Flow {
         sink: &mut impl FnMut(Ended<'_>),
     ) -> Result<(), DropReason> {
         let lens = self.piece_lens();
-        let versions = header.common.flags.contains(Flags::VERSIONS);
         let slot = &mut self.slots[header.common.slot as usize];
         let tags = &self.tags[header.common.slot as usize];
         let is_put = usize::from(slot.class) == PARTS;
-        for (result, position) in Results::new(results, header.count, versions).zip(header.first..) {
-            let (result, version) = result?;
+        let results = Results::new(results, header.count, header.common.flags);
+        for (result, position) in results.zip(header.first..) {
+            let (result, meta) = result?;
             if slot.received.has(position) {
                 continue;
             }
             slot.received.set(position);
             slot.missing -= 1;
-            let answer = (tags[position as usize], result, version);
+            let answer = (tags[position as usize], result, meta);
             self.transfers.take(now, is_put, answer, lens, self.data_epoch, sink);
         }
         Ok(())

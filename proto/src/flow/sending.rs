@@ -86,6 +86,7 @@ impl Flow {
 
     pub(super) fn emit_request(&mut self, now: Instant, index: u8, out: &mut [u8]) {
         let expected = self.expected_of(index);
+        let extras = self.extras(self.slots[index as usize].class.into());
         let slot = &mut self.slots[index as usize];
         self.expected = self.expected + usize::from(expected) - usize::from(slot.expected);
         slot.expected = expected;
@@ -99,9 +100,7 @@ impl Flow {
         let header = RequestHeader {
             common: Common {
                 kind: Kind::REQUEST,
-                flags: CLASS_FLAGS[usize::from(slot.class)]
-                    .with(Flags::CHECKSUM.when(checksum))
-                    .with(Flags::VERSIONS.when(self.config.versions)),
+                flags: CLASS_FLAGS[usize::from(slot.class)].with(Flags::CHECKSUM.when(checksum)).with(extras),
                 slot: index,
                 attempt: slot.attempt,
                 session: self.session.into(),

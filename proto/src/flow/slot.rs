@@ -37,6 +37,10 @@ pub(super) struct Slot {
     pub(super) attempt: u8,
     pub(super) seq: u32,
     pub(super) count: u8,
+    /// Operations that it may have: their results fit one datagram, if they must.
+    pub(super) limit: u8,
+    /// Whether it has adds, whose results are longer than other writes'.
+    pub(super) adds: bool,
     /// Operations without a result.
     pub(super) missing: u8,
     /// Bytes, header included.
@@ -62,6 +66,8 @@ impl Slot {
         attempt: 0,
         seq: 0,
         count: 0,
+        limit: u8::MAX,
+        adds: false,
         missing: 0,
         len: 0,
         pushed_at: Instant::from_nanos(0),

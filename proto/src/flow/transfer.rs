@@ -8,14 +8,14 @@
 //! A get reads one version: when the value is replaced meanwhile, it begins again. A put has no effect before its commit, so
 //! that everything before may be repeated and given up at will.
 
-use std::{collections::VecDeque, time::Duration};
+use std::{collections::VecDeque, num::NonZeroU32, time::Duration};
 
 use crate::{
     flow::{Ended, Outcome},
     key::Key,
     mutants::{Mutant, is_active},
     time::Instant,
-    wire::{LongValue, OpResult, Piece, Range, Reason, VALUE_LEN_MAX},
+    wire::{LongValue, Meta, OpResult, Piece, Range, Reason, Terms, VALUE_LEN_MAX},
 };
 
 /// Transfers that are worked on at a time; others wait without a buffer.
@@ -69,9 +69,13 @@ struct Transfer {
     key: Box<[u8]>,
     pushed_at: Instant,
     state: State,
+    /// Of a put.
+    terms: Terms,
     /// Of a get: filled range by range.
     value: Vec<u8>,
     version: u64,
+    /// What a get was told together with the version.
+    ttl_ms: Option<NonZeroU32>,
     piece_len: usize,
     /// Offset of the next piece to ask for or to send.
     next: usize,
@@ -87,8 +91,8 @@ struct Transfer {
 pub(super) enum Step<'a> {
     Range(Range<'a>, u64),
     Piece(Piece<'a>, u64),
-    /// Key, number, and the tag of the put.
-    Commit(Key<'a>, u32, u64),
+    /// Key, number, terms and the tag of the put.
+    Commit(Key<'a>, u32, Terms, u64),
 }
 
 /// Lengths of pieces that fill a datagram of the session.
@@ -131,24 +135,32 @@ impl Transfers {
         pushed_at: Instant,
         tag: u64,
         key: &[u8],
-        long: &LongValue,
+        (long, ttl_ms): (&LongValue, Option<NonZeroU32>),
         lens: PieceLens,
     ) {
-        self.begin(pushed_at, tag, key, State::Ask { asked: false }, Vec::new());
+        self.begin(pushed_at, tag, key, State::Ask { asked: false }, Vec::new(), Terms::NONE);
         if self.list.len() <= ACTIVE_MAX
             && let Some(transfer) = self.list.back_mut()
         {
-            transfer.begin_ranges(long, lens);
+            transfer.begin_ranges(long, ttl_ms, lens);
         }
     }
 
     /// Begins to send a long value.
-    pub(super) fn begin_put(&mut self, pushed_at: Instant, tag: u64, key: &[u8], value: &[u8]) {
+    pub(super) fn begin_put(&mut self, pushed_at: Instant, tag: u64, key: &[u8], value: &[u8], terms: Terms) {
         let state = State::Begin { asked: false, refused: false, not_before: pushed_at };
-        self.begin(pushed_at, tag, key, state, value.to_vec());
+        self.begin(pushed_at, tag, key, state, value.to_vec(), terms);
     }
 
-    fn begin(&mut self, pushed_at: Instant, tag: u64, key: &[u8], state: State, value: Vec<u8>) {
+    fn begin(
+        &mut self,
+        pushed_at: Instant,
+        tag: u64,
+        key: &[u8],
+        state: State,
+        value: Vec<u8>,
+        terms: Terms,
+    ) {
         let number = self.next_number(state.is_put());
         self.list.push_back(Transfer {
             number,
@@ -156,8 +168,10 @@ impl Transfers {
             key: key.into(),
             pushed_at,
             state,
+            terms,
             value,
             version: 0,
+            ttl_ms: None,
             piece_len: 0,
             next: 0,
             rests: Vec::new(),
@@ -220,7 +234,7 @@ impl Transfers {
         &mut self,
         now: Instant,
         is_put: bool,
-        (tag, result, version): (u64, OpResult<'_>, u64),
+        (tag, result, Meta { version, ttl_ms }): (u64, OpResult<'_>, Meta),
         lens: PieceLens,
         data_epoch: u64,
         sink: &mut impl FnMut(Ended<'_>),
@@ -228,14 +242,17 @@ impl Transfers {
         let offset = tag as u32;
         let Some(index) = self.position(is_put, tag) else { return };
         let transfer = &mut self.list[index];
-        let ended = |outcome, version| Ended { tag: transfer.tag, outcome, version, data_epoch };
+        let ended =
+            |outcome, version, ttl_ms| Ended { tag: transfer.tag, outcome, version, ttl_ms, data_epoch };
         match (transfer.state, result) {
             (State::Ask { .. }, OpResult::Long(long)) if is_possible(long) => {
-                transfer.begin_ranges(long, lens);
+                transfer.begin_ranges(long, ttl_ms, lens);
                 return;
             }
-            (State::Ask { .. }, OpResult::Value(value)) => sink(ended(Outcome::Value(value), version)),
-            (State::Ask { .. }, OpResult::NotFound) => sink(ended(Outcome::NotFound, version)),
+            (State::Ask { .. }, OpResult::Value(value)) => {
+                sink(ended(Outcome::Value(value), version, ttl_ms));
+            }
+            (State::Ask { .. }, OpResult::NotFound) => sink(ended(Outcome::NotFound, version, None)),
             (State::Ranges, OpResult::Value(bytes)) if offset != QUESTION => {
                 let start = offset as usize;
                 let end = transfer.piece_end(start);
@@ -255,7 +272,8 @@ impl Transfers {
                 // A version is told when it was asked for: then it comes with each range.
                 let version = if version > 0 { transfer.version } else { 0 };
                 let outcome = Outcome::Value(&transfer.value);
-                sink(Ended { tag: transfer.tag, outcome, version, data_epoch });
+                let (tag, ttl_ms) = (transfer.tag, transfer.ttl_ms);
+                sink(Ended { tag, outcome, version, ttl_ms, data_epoch });
                 return;
             }
             (State::Ranges, OpResult::NotFound | OpResult::NotExecuted(Reason::Changed))
@@ -265,7 +283,9 @@ impl Transfers {
                 self.restart(index, now);
                 return;
             }
-            (State::Ranges, OpResult::NotFound) => sink(ended(Outcome::NotExecuted(Reason::Changed), 0)),
+            (State::Ranges, OpResult::NotFound) => {
+                sink(ended(Outcome::NotExecuted(Reason::Changed), 0, None));
+            }
             (State::Begin { .. }, OpResult::Done) => {
                 transfer.split(lens.part);
                 transfer.state = State::Parts;
@@ -288,7 +308,7 @@ impl Transfers {
                 self.restart(index, now);
                 return;
             }
-            (_, OpResult::NotExecuted(reason)) => sink(ended(Outcome::NotExecuted(reason), 0)),
+            (_, OpResult::NotExecuted(reason)) => sink(ended(Outcome::NotExecuted(reason), 0, None)),
             // No server answers so; the deadline ends what waits for it.
             _ => return,
         }
@@ -329,7 +349,7 @@ impl Transfers {
                 let refused = matches!(transfer.state, State::Begin { refused: true, .. });
                 let reason = if refused && reason == Reason::Deadline { Reason::StagingFull } else { reason };
                 let outcome = Outcome::NotExecuted(reason);
-                sink(Ended { tag: transfer.tag, outcome, version: 0, data_epoch });
+                sink(Ended { tag: transfer.tag, outcome, version: 0, ttl_ms: None, data_epoch });
             }
             keep
         });
@@ -355,8 +375,8 @@ impl Transfer {
         self.state.is_put()
     }
 
-    fn begin_ranges(&mut self, long: &LongValue, lens: PieceLens) {
-        self.version = long.version.get();
+    fn begin_ranges(&mut self, long: &LongValue, ttl_ms: Option<NonZeroU32>, lens: PieceLens) {
+        (self.version, self.ttl_ms) = (long.version.get(), ttl_ms);
         self.value = vec![0; long.len.get() as usize];
         self.split(lens.range);
         self.state = State::Ranges;
@@ -396,7 +416,7 @@ impl Transfer {
                 let part = Piece::Part { number: self.number, offset: start as u32, bytes };
                 Some(Step::Piece(part, tag(start as u32)))
             }
-            State::Commit { written: false } => Some(Step::Commit(key, self.number, self.tag)),
+            State::Commit { written: false } => Some(Step::Commit(key, self.number, self.terms, self.tag)),
             _ => None,
         }
     }
@@ -431,8 +451,8 @@ mod tests {
         let long = LongValue { version: 1.into(), len: 2_000.into() };
         let lens = PieceLens { range: 1_430, part: 1_408 };
         for tag in 0..3 {
-            transfers.begin_get(Instant::default(), tag, b"key", &long, lens);
-            transfers.begin_put(Instant::default(), tag, b"key", &[7; 2_000]);
+            transfers.begin_get(Instant::default(), tag, b"key", (&long, None), lens);
+            transfers.begin_put(Instant::default(), tag, b"key", &[7; 2_000], Terms::NONE);
         }
         let numbers: Vec<_> =
             transfers.list.iter().map(|transfer| (transfer.is_put(), transfer.number)).collect();

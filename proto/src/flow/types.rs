@@ -1,6 +1,6 @@
 //! What a flow is told, and what it tells: configuration, outcomes, errors, counters.
 
-use std::time::Duration;
+use std::{num::NonZeroU32, time::Duration};
 
 use crate::wire::{KEY_LEN_MAX, Nonce, Reason, VALUE_LEN_MAX};
 
@@ -15,6 +15,8 @@ pub struct FlowConfig {
     pub checksum: bool,
     /// Whether to ask for the versions of keys.
     pub versions: bool,
+    /// Whether to ask for the time that keys have left to live.
+    pub lifetimes: bool,
     /// Least time before a request is sent again: 200 µs for a client that spins, 1 ms for one that sleeps.
     pub rto_floor: Duration,
     /// Time after which an operation is given up.
@@ -33,9 +35,10 @@ pub struct FlowConfig {
 /// How an operation ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Outcome<'a> {
-    /// A get found this value, lent until the sink returns.
+    /// A get found this value, lent until the sink returns. An add found this number, eight bytes in network order, and has
+    /// added to it, once.
     Value(&'a [u8]),
-    /// A get or delete found no such key.
+    /// A get or delete found no such key, or a put that was to replace a value did.
     NotFound,
     /// A put or delete took effect, once.
     Done,
@@ -53,8 +56,12 @@ pub struct Ended<'a> {
     /// What became of it.
     pub outcome: Outcome<'a>,
     /// If versions were asked for: of a found value, the version that its put was given; of an effective write, its own;
-    /// of an absent key, the shard's at that moment. A shard's versions count its effective writes. Otherwise 0.
+    /// of an absent key, the shard's at that moment; of a key that kept a write from its effect, as of a get then. A shard's
+    /// versions count its effective writes. Otherwise 0.
     pub version: u64,
+    /// If lifetimes were asked for: milliseconds, rounded up, that a found value has left to live; `None` if it does not
+    /// expire.
+    pub ttl_ms: Option<NonZeroU32>,
     /// Epoch of the data that it concerns. After an unknown outcome, the newest that is known: another one than before
     /// says that the server has lost its data since.
     pub data_epoch: u64,
@@ -72,6 +79,11 @@ pub enum PushError {
     /// The value's length.
     #[error("value of {0} bytes: a value has 0..={VALUE_LEN_MAX} bytes")]
     ValueLen(usize),
+    /// A put on condition of a version that no value has.
+    #[error(
+        "version 0: a value has a version of 1 or above; ask for an absent key, if none shall be replaced"
+    )]
+    NoVersion,
 }
 
 /// What the server said of itself when it opened the session.

@@ -8,8 +8,8 @@ use std::{
 use zerocopy::{FromBytes, FromZeros};
 
 use super::{
-    RETRY_AFTER, SESSION_LEN, Session, SessionTable, budget::Source, session_len, slot::Slot,
-    staging::Staging,
+    RETRY_AFTER, SESSION_LEN, Session, SessionTable, budget::Source, numbers::Numbers, session_len,
+    slot::Slot, source_room, staging::Staging,
 };
 use crate::{
     drops::DropReason,
@@ -152,15 +152,11 @@ impl SessionTable {
         let source = Source::of(addr.ip());
         let usage = self.by_source.get(&source).copied().unwrap_or_default();
         let room = self.config.memory_len_max.saturating_sub(self.memory_len);
-        let source_room = if addr.ip().to_canonical().is_loopback() {
-            room // All programs of the server's own machine are one source.
-        } else {
-            // One source may have half of all, and in any case one session.
-            if !stream && usage.queued > 0 && usage.queued >= self.credits.sessions_max() / 2 {
-                return Err((RefusalReason::SOURCE_FULL, RETRY_AFTER));
-            }
-            (self.config.memory_len_max / 2).max(session_len(1)).saturating_sub(usage.memory_len)
-        };
+        let is_loopback = addr.ip().to_canonical().is_loopback();
+        if !is_loopback && !stream && usage.queued > 0 && usage.queued >= self.credits.sessions_max() / 2 {
+            return Err((RefusalReason::SOURCE_FULL, RETRY_AFTER));
+        }
+        let source_room = source_room(&self.config, addr.ip(), usage.memory_len);
         if room < session_len(1) {
             return Err((RefusalReason::SESSIONS_FULL, RETRY_AFTER));
         }
@@ -182,6 +178,7 @@ impl SessionTable {
             last_heard: now,
             grant,
             slots: vec![Slot::EMPTY; window].into_boxed_slice(),
+            numbers: Numbers::default(),
             staging: Staging::default(),
         };
         self.opened += 1;

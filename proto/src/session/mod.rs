@@ -12,6 +12,7 @@ mod budget;
 mod cookie;
 mod credit;
 mod handshake;
+mod numbers;
 mod slot;
 mod staging;
 
@@ -25,6 +26,7 @@ use self::{
     budget::{Budget, Source},
     cookie::Keys,
     credit::{Credits, Grant},
+    numbers::{NUMBERS_MAX, Numbers},
     slot::Age,
     staging::{Staging, StagingMemory},
 };
@@ -38,8 +40,8 @@ use crate::{
     mutants::{Mutant, is_active},
     time::Instant,
     wire::{
-        Common, DATAGRAM_LEN_MAX, DATAGRAM_LEN_MIN, Flags, Kind, NoSession, Nonce, Reason, RequestHeader,
-        TRAILER_LEN, open, seal,
+        Common, DATAGRAM_LEN_MAX, DATAGRAM_LEN_MIN, Flags, Kind, NoSession, Nonce, OpResult, Reason,
+        RequestHeader, TRAILER_LEN, open, seal,
     },
 };
 
@@ -101,6 +103,7 @@ struct Session {
     last_heard: Instant,
     grant: Grant,
     slots: Box<[Slot]>,
+    numbers: Numbers,
     staging: Staging,
 }
 
@@ -285,6 +288,73 @@ impl SessionTable {
             credit,
             datagram_len: session.datagram_len.into(),
         }
+    }
+
+    // ---- results of writes ----
+
+    /// What the slot of an admitted write keeps, each result with its version.
+    ///
+    /// # Panics
+    /// As [`slot`](Self::slot).
+    #[inline]
+    pub fn kept(&mut self, header: &RequestHeader) -> impl Iterator<Item = (OpResult<'_>, u64)> {
+        let session = named(&mut self.sessions, &header.common).expect("session was admitted");
+        let slot = header.common.slot as usize;
+        session.slots[slot].kept(session.numbers.of(slot))
+    }
+
+    /// Makes room to keep a result that comes with a number; `false` when there is none, in memory or in the reply. To be
+    /// called before the operation has any effect.
+    #[inline]
+    pub fn has_room_for_number(&mut self, header: &RequestHeader) -> bool {
+        let Some(session) = named(&mut self.sessions, &header.common) else { return false };
+        let slot = header.common.slot as usize;
+        session.slots[slot].number_count() < session.numbers.of(slot).len() || self.grow_numbers(header)
+    }
+
+    /// Keeps the next result, that of an add which found `former`.
+    ///
+    /// # Panics
+    /// When there [is no room](Self::has_room_for_number), or as [`slot`](Self::slot).
+    #[inline]
+    pub fn keep_sum(&mut self, header: &RequestHeader, former: u64) {
+        let session = named(&mut self.sessions, &header.common).expect("session was admitted");
+        let slot = header.common.slot as usize;
+        session.slots[slot].keep_sum(former, session.numbers.of_mut(slot));
+    }
+
+    /// Keeps the next result, a refusal that tells of the version that the key has. Without room for it, `NoSpace` is
+    /// kept: nothing had an effect either way.
+    pub fn keep_refusal(&mut self, header: &RequestHeader, reason: Reason, version: u64) {
+        if !self.has_room_for_number(header) {
+            self.slot(header).keep(&OpResult::NotExecuted(Reason::NoSpace));
+            return;
+        }
+        let session = named(&mut self.sessions, &header.common).expect("session was admitted");
+        let slot = header.common.slot as usize;
+        session.slots[slot].keep_refusal(reason, version, session.numbers.of_mut(slot));
+    }
+
+    /// Gives a slot memory for the numbers of as many results as its request still lacks.
+    #[cold]
+    fn grow_numbers(&mut self, header: &RequestHeader) -> bool {
+        let Some(session) = named(&mut self.sessions, &header.common) else { return false };
+        let slot = &session.slots[header.common.slot as usize];
+        let lacking = usize::from(header.count).saturating_sub(slot.count());
+        let wanted = (slot.number_count() + lacking).min(NUMBERS_MAX);
+        if wanted <= slot.number_count() {
+            return false;
+        }
+        let ip = session.addr.ip();
+        let usage = self.by_source.entry(Source::of(ip)).or_default();
+        let all = self.config.memory_len_max.saturating_sub(self.memory_len);
+        let room = all.min(source_room(&self.config, ip, usage.memory_len));
+        let before = session.numbers.memory_len();
+        let grown = session.numbers.grow(header.common.slot.into(), session.slots.len(), wanted, room);
+        let more_len = session.numbers.memory_len() - before;
+        self.memory_len += more_len;
+        usage.memory_len += more_len;
+        grown
     }
 
     // ---- long values ----
@@ -510,7 +580,7 @@ impl SessionTable {
 
     fn remove(&mut self, index: u32) {
         let Some(mut session) = self.sessions[index as usize].take() else { return };
-        let len = session_len(session.slots.len());
+        let len = session_len(session.slots.len()) + session.numbers.memory_len();
         self.memory_len -= len;
         self.credits.end(&session.grant);
         let staged_before = self.staging_memory.len();
@@ -535,7 +605,18 @@ fn named<'s>(sessions: &'s mut [Option<Session>], common: &Common) -> Option<&'s
     session.filter(|session| session.token == common.token.get())
 }
 
-/// Memory that a session of so many slots takes.
+/// Memory that a source which occupies `memory_len` bytes may have beside them: half of all together, and in any case one
+/// session. All programs of the server's own machine are one source, which may have all.
+fn source_room(config: &SessionConfig, ip: IpAddr, memory_len: usize) -> usize {
+    let share = if ip.to_canonical().is_loopback() {
+        config.memory_len_max
+    } else {
+        (config.memory_len_max / 2).max(session_len(1))
+    };
+    share.saturating_sub(memory_len)
+}
+
+/// Memory that a session of so many slots takes, without numbers.
 const fn session_len(slots: usize) -> usize {
     SESSION_LEN + slots * size_of::<Slot>()
 }

@@ -1,11 +1,19 @@
 //! A slot: the number of its last request, and the results of that request if it wrote.
 
+use super::numbers::Number;
 use crate::mutants::{Mutant, is_active};
 use crate::wire::{Flags, OPERATIONS_MAX, OpResult, Reason, RequestHeader};
 
 const CODE_DONE: u8 = 0;
 const CODE_NOT_FOUND: u8 = 1;
 const CODE_REASON: u8 = 2;
+
+/// Results that come with a number, which is kept beside the slot.
+const CODE_NUMBERED: u8 = CODE_NOT_A_NUMBER;
+const CODE_NOT_A_NUMBER: u8 = 252;
+const CODE_EXISTS: u8 = 253;
+const CODE_CHANGED: u8 = 254;
+const CODE_SUM: u8 = 255;
 
 /// The last request of one slot, and its results if it wrote.
 #[derive(Clone, Debug)]
@@ -15,16 +23,21 @@ pub struct Slot {
     writes: bool,
     /// Whether the last request was answered.
     answered: bool,
-    /// Results kept.
+    /// Results kept, and those of them that have a number.
     count: u8,
+    number_count: u8,
     /// The session's round of credits when the last request was first answered.
     round: u32,
     /// The shard's version before the write.
     base_version: u64,
-    /// One result each: [`CODE_DONE`], [`CODE_NOT_FOUND`], or above that the reason of a refusal. Their versions follow
-    /// from the base, because nobody else writes while a request is executed.
+    /// One result each: [`CODE_DONE`], [`CODE_NOT_FOUND`], above that the reason of a refusal, or from
+    /// [`CODE_NUMBERED`] on one with a number. Versions of writes follow from the base, because nobody else writes while a
+    /// request is executed.
     codes: [u8; OPERATIONS_MAX],
 }
+
+// What the text of record says a slot takes.
+const _: () = assert!(size_of::<Slot>() == 280);
 
 /// How a request's number stands to its slot.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -45,6 +58,7 @@ impl Slot {
         writes: false,
         answered: false,
         count: 0,
+        number_count: 0,
         round: 0,
         base_version: 0,
         codes: [0; OPERATIONS_MAX],
@@ -119,9 +133,21 @@ impl Slot {
     pub const fn begin(&mut self, base_version: u64) {
         self.base_version = base_version;
         self.count = 0;
+        self.number_count = 0;
     }
 
-    /// Keeps the next result.
+    /// Results kept.
+    pub(super) const fn count(&self) -> usize {
+        self.count as usize
+    }
+
+    /// Results kept that have a number.
+    #[inline]
+    pub(super) const fn number_count(&self) -> usize {
+        self.number_count as usize
+    }
+
+    /// Keeps the next result, which has no number.
     ///
     /// # Panics
     /// When a write cannot have it, or it is the 256th.
@@ -133,26 +159,65 @@ impl Slot {
             OpResult::NotExecuted(reason) => u8::try_from(reason.code())
                 .ok()
                 .and_then(|code| code.checked_add(CODE_REASON))
+                .filter(|&code| code < CODE_NUMBERED)
                 .expect("a reason that this version knows"),
-            OpResult::Value(_) | OpResult::Long(_) => unreachable!("writes have no values"),
+            OpResult::Value(_) | OpResult::Long(_) => {
+                unreachable!("these have numbers, or are none of writes")
+            }
         };
+        self.codes[usize::from(self.count)] = code;
+        self.count += 1;
+    }
+
+    /// Keeps the next result, a sum, whose former number is written to the next of `numbers`.
+    pub(super) fn keep_sum(&mut self, former: u64, numbers: &mut [Number]) {
+        self.keep_numbered(CODE_SUM, former, numbers);
+    }
+
+    /// Keeps the next result, a refusal that tells of the version that the key has.
+    pub(super) fn keep_refusal(&mut self, reason: Reason, version: u64, numbers: &mut [Number]) {
+        let code = match reason {
+            Reason::NotANumber => CODE_NOT_A_NUMBER,
+            Reason::Exists => CODE_EXISTS,
+            Reason::Changed => CODE_CHANGED,
+            reason => unreachable!("no refusal for a version: {reason}"),
+        };
+        self.keep_numbered(code, version, numbers);
+    }
+
+    fn keep_numbered(&mut self, code: u8, number: u64, numbers: &mut [Number]) {
+        numbers[usize::from(self.number_count)] = number.to_be_bytes();
+        self.number_count += 1;
         self.codes[usize::from(self.count)] = code;
         self.count += 1;
     }
 
     /// The results kept, each with its version.
     #[inline]
-    pub fn kept(&self) -> impl Iterator<Item = (OpResult<'static>, u64)> + '_ {
+    pub(super) fn kept<'k>(&'k self, numbers: &'k [Number]) -> impl Iterator<Item = (OpResult<'k>, u64)> {
         let mut version = self.base_version;
+        let mut numbers = numbers.iter();
+        let mut number = move || numbers.next().expect("each result that has a number has kept it");
         self.codes[..usize::from(self.count)].iter().map(move |&code| match code {
             CODE_DONE => {
                 version += 1;
                 (OpResult::Done, version)
             }
             CODE_NOT_FOUND => (OpResult::NotFound, version),
+            CODE_SUM => {
+                version += 1;
+                (OpResult::Value(number()), version)
+            }
+            CODE_NOT_A_NUMBER => refusal(Reason::NotANumber, number()),
+            CODE_EXISTS => refusal(Reason::Exists, number()),
+            CODE_CHANGED => refusal(Reason::Changed, number()),
             reason => (OpResult::NotExecuted(Reason::from_code((reason - CODE_REASON).into())), 0),
         })
     }
+}
+
+const fn refusal(reason: Reason, version: &Number) -> (OpResult<'static>, u64) {
+    (OpResult::NotExecuted(reason), u64::from_be_bytes(*version))
 }
 
 /// Whether a request has effects that may not be repeated.

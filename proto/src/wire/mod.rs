@@ -18,6 +18,7 @@ mod handshake;
 mod operation;
 mod result;
 mod stats;
+mod terms;
 mod trailer;
 mod transfer;
 
@@ -25,9 +26,11 @@ pub use handshake::{
     Cookie, CookieReply, DATAGRAM_LENS, Hello, Nonce, Open, Opened, RefusalReason, Refused, client_id,
     generation, nonce_of,
 };
-pub use operation::{Condition, Gets, KEY_LEN_MAX, Operation, OperationKind, Operations, Terms};
-pub use result::{LongValue, OpResult, Reason, ReplyBuilder, Results};
+pub use operation::{Gets, KEY_LEN_MAX, Operation, OperationKind, Operations};
+pub(crate) use result::result_len;
+pub use result::{LongValue, Meta, OpResult, Reason, ReplyBuilder, Results};
 pub use stats::{STAT_COUNT, STAT_NAMES, Statistic, Statistics};
+pub use terms::{Condition, Terms};
 pub use trailer::{TRAILER_LEN, check_trailer, write_trailer};
 pub use transfer::{PART_HEADER_LEN, Piece, Pieces, Range, Ranges};
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned, network_endian as be};

@@ -1,10 +1,12 @@
 //! Results of a reply.
 //!
 //! ```text
-//! │ status (3 bits) │ len (13 bits) │ version (8), if asked for │ value …       2 or 10 bytes beside the value
+//! │ status (3 bits) │ len (13 bits) │ version (8), if asked for │ time to live (4), if asked for │ value …
 //! ```
-//! `len` is the value's length for a found value, the reason for an operation that was not executed, 12 for the
+//! `len` is the value's length for a value, the reason for an operation that was not executed, 12 for the
 //! description of a value that is too long for a datagram, and 0 otherwise.
+
+use std::num::NonZeroU32;
 
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned, network_endian as be};
 
@@ -23,6 +25,13 @@ const STATUS_LONG: u16 = 4;
 
 const STATUS_SHIFT: u32 = 13;
 const LEN_MASK: u16 = (1 << STATUS_SHIFT) - 1;
+
+/// Bytes of a result's word, of its version and of its time to live.
+const WORD_LEN: usize = size_of::<be::U16>();
+const VERSION_LEN: usize = size_of::<be::U64>();
+const TTL_LEN: usize = size_of::<be::U32>();
+
+const LEN_WITH_VERSION: usize = WORD_LEN + VERSION_LEN;
 
 /// Why an operation was not executed, and never will be under its sequence number.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
@@ -103,9 +112,9 @@ impl Reason {
 /// What became of one operation.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum OpResult<'a> {
-    /// A get found this value.
+    /// A get found this value. An add found this number, in eight bytes, and has added to it.
     Value(&'a [u8]),
-    /// A get or delete found no such key.
+    /// A get or delete, or a put that was to replace something, found no such key.
     NotFound,
     /// A put or delete took effect.
     Done,
@@ -127,6 +136,21 @@ pub struct LongValue {
 
 const _: () = assert!(size_of::<LongValue>() == 12);
 
+/// What a result tells beside what became of the operation, if it was asked for.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Meta {
+    /// Version of the key; 0 when not asked for.
+    pub version: u64,
+    /// Milliseconds, rounded up, that a value which was read has left to live. `None`: for ever, or not asked for.
+    pub ttl_ms: Option<NonZeroU32>,
+}
+
+/// Bytes of a result beside its value, in a reply of these flags.
+pub(crate) const fn result_len(flags: Flags) -> usize {
+    let version_len = if flags.contains(Flags::VERSIONS) { VERSION_LEN } else { 0 };
+    WORD_LEN + version_len + if flags.contains(Flags::LIFETIMES) { TTL_LEN } else { 0 }
+}
+
 impl<'a> OpResult<'a> {
     /// Reads one result, with its version if the reply is of [`Flags::VERSIONS`], from the start of `bytes`; returns it
     /// with the version, 0 if there is none, and the bytes behind it.
@@ -135,25 +159,39 @@ impl<'a> OpResult<'a> {
     /// `Malformed` when the status is unknown or the bytes end early.
     #[inline(always)]
     pub fn parse(bytes: &'a [u8], versions: bool) -> Result<(Self, u64, &'a [u8]), DropReason> {
+        let (result, meta, rest) = Self::parse_as::<false>(bytes, versions)?;
+        Ok((result, meta.version, rest))
+    }
+
+    /// The same in a reply that may be of [`Flags::LIFETIMES`] as well.
+    #[inline(always)]
+    fn parse_as<const LIFETIMES: bool>(
+        bytes: &'a [u8],
+        versions: bool,
+    ) -> Result<(Self, Meta, &'a [u8]), DropReason> {
         const MALFORMED: DropReason = DropReason::Malformed;
         let (word, mut rest) = be::U16::ref_from_prefix(bytes).map_err(|_| MALFORMED)?;
-        let mut version = 0;
+        let mut meta = Meta::default();
         if versions {
             let (number, behind) = be::U64::ref_from_prefix(rest).map_err(|_| MALFORMED)?;
-            (version, rest) = (number.get(), behind);
+            (meta.version, rest) = (number.get(), behind);
+        }
+        if LIFETIMES {
+            let (ttl_ms, behind) = be::U32::ref_from_prefix(rest).map_err(|_| MALFORMED)?;
+            (meta.ttl_ms, rest) = (NonZeroU32::new(ttl_ms.get()), behind);
         }
         let (status, len) = (word.get() >> STATUS_SHIFT, word.get() & LEN_MASK);
         match status {
             STATUS_VALUE => {
                 let (value, rest) = rest.split_at_checked(len as usize).ok_or(MALFORMED)?;
-                Ok((Self::Value(value), version, rest))
+                Ok((Self::Value(value), meta, rest))
             }
-            STATUS_NOT_FOUND => Ok((Self::NotFound, version, rest)),
-            STATUS_DONE => Ok((Self::Done, version, rest)),
-            STATUS_NOT_EXECUTED => Ok((Self::NotExecuted(Reason::from_code(len)), version, rest)),
+            STATUS_NOT_FOUND => Ok((Self::NotFound, meta, rest)),
+            STATUS_DONE => Ok((Self::Done, meta, rest)),
+            STATUS_NOT_EXECUTED => Ok((Self::NotExecuted(Reason::from_code(len)), meta, rest)),
             STATUS_LONG if usize::from(len) == size_of::<LongValue>() => {
                 let (long, rest) = LongValue::ref_from_prefix(rest).map_err(|_| MALFORMED)?;
-                Ok((Self::Long(long), version, rest))
+                Ok((Self::Long(long), meta, rest))
             }
             _ => Err(MALFORMED),
         }
@@ -186,28 +224,33 @@ impl<'a> OpResult<'a> {
 pub struct Results<'a> {
     rest: &'a [u8],
     left: u8,
-    versions: bool,
+    flags: Flags,
 }
 
 impl<'a> Results<'a> {
-    /// Reads `count` results from `body`, with their versions if there are any; bytes behind them are padding.
+    /// Reads `count` results from `body` of a reply of these flags; bytes behind them are padding.
     #[must_use]
-    pub const fn new(body: &'a [u8], count: u8, versions: bool) -> Self {
-        Self { rest: body, left: count, versions }
+    pub const fn new(body: &'a [u8], count: u8, flags: Flags) -> Self {
+        Self { rest: body, left: count, flags }
     }
 }
 
 impl<'a> Iterator for Results<'a> {
-    /// A result and its version.
-    type Item = Result<(OpResult<'a>, u64), DropReason>;
+    type Item = Result<(OpResult<'a>, Meta), DropReason>;
 
     #[inline]
     fn next(&mut self) -> Option<Self::Item> {
         self.left = self.left.checked_sub(1)?;
-        match OpResult::parse(self.rest, self.versions) {
-            Ok((result, version, rest)) => {
+        let versions = self.flags.contains(Flags::VERSIONS);
+        let parsed = if self.flags.contains(Flags::LIFETIMES) {
+            OpResult::parse_as::<true>(self.rest, versions)
+        } else {
+            OpResult::parse_as::<false>(self.rest, versions)
+        };
+        match parsed {
+            Ok((result, meta, rest)) => {
                 self.rest = rest;
-                Some(Ok((result, version)))
+                Some(Ok((result, meta)))
             }
             Err(reason) => {
                 self.left = 0;
@@ -223,54 +266,77 @@ pub struct ReplyBuilder<'a> {
     bytes: &'a mut [u8; DATAGRAM_LEN_MAX],
     used: usize,
     count: u8,
+    /// Bytes of a result before its value.
+    head_len: u8,
     /// Length of a full datagram without trailer.
     full_len: usize,
-    versions: bool,
 }
 
 impl<'a> ReplyBuilder<'a> {
-    /// Starts a reply of at most `datagram_len` bytes in `bytes`, whose results have versions or not.
+    /// Starts a reply of at most `datagram_len` bytes in `bytes`, whose results have what `flags` say.
     ///
     /// # Panics
     /// When `bytes` is shorter than [`DATAGRAM_LEN_MAX`], or `datagram_len` longer or too short for a header.
     #[inline]
     #[must_use]
-    pub fn new(bytes: &'a mut [u8], datagram_len: usize, versions: bool) -> Self {
+    pub fn new(bytes: &'a mut [u8], datagram_len: usize, flags: Flags) -> Self {
         let bytes = bytes.first_chunk_mut().expect("room for a whole datagram");
         assert!((DATAGRAM_LEN_MIN..=DATAGRAM_LEN_MAX).contains(&datagram_len), "{datagram_len} bytes");
         let full_len = datagram_len - TRAILER_LEN_MAX;
-        Self { bytes, used: size_of::<ReplyHeader>(), count: 0, full_len, versions }
+        let head_len = result_len(flags) as u8;
+        Self { bytes, used: size_of::<ReplyHeader>(), count: 0, head_len, full_len }
     }
 
     /// Adds a result; `false`, and nothing changes, when there is no room for it.
     #[must_use]
-    pub fn push(&mut self, result: OpResult<'_>, version: u64) -> bool {
-        if self.versions {
-            self.push_as::<true>(result, version)
-        } else {
-            self.push_as::<false>(result, version)
+    pub fn push(&mut self, result: OpResult<'_>, meta: Meta) -> bool {
+        match self.head_len() {
+            WORD_LEN => self.push_as::<false>(result, meta.version),
+            LEN_WITH_VERSION => self.push_as::<true>(result, meta.version),
+            head_len => self.push_mortal(result, meta, head_len),
         }
     }
 
-    /// [`push`](Self::push) for a caller who knows whether the results have versions, and so need not look each time.
+    /// [`push`](Self::push) for a caller who knows whether the results have versions, and so need not look each time. They
+    /// have no times to live.
     ///
     /// # Panics
     /// In debug builds, when they have not or have, against `VERSIONS`.
     #[inline(always)]
     #[must_use]
     pub fn push_as<const VERSIONS: bool>(&mut self, result: OpResult<'_>, version: u64) -> bool {
-        debug_assert_eq!(VERSIONS, self.versions);
+        let head_len = if VERSIONS { LEN_WITH_VERSION } else { WORD_LEN };
+        debug_assert_eq!(head_len, self.head_len());
         let value = result.payload();
-        let head_len = if VERSIONS { 10 } else { 2 };
         let end = self.used + head_len + value.len();
         if end > self.full_len || self.count == u8::MAX {
             return false;
         }
         let (head, rest) = self.bytes[self.used..end].split_at_mut(head_len);
-        head[..2].copy_from_slice(&result.word().to_be_bytes());
+        head[..WORD_LEN].copy_from_slice(&result.word().to_be_bytes());
         if VERSIONS {
-            head[2..].copy_from_slice(&version.to_be_bytes());
+            head[WORD_LEN..].copy_from_slice(&version.to_be_bytes());
         }
+        rest.copy_from_slice(value);
+        self.used = end;
+        self.count += 1;
+        true
+    }
+
+    /// The same for results that have times to live.
+    #[cold]
+    fn push_mortal(&mut self, result: OpResult<'_>, meta: Meta, head_len: usize) -> bool {
+        let value = result.payload();
+        let end = self.used + head_len + value.len();
+        if end > self.full_len || self.count == u8::MAX {
+            return false;
+        }
+        let (head, rest) = self.bytes[self.used..end].split_at_mut(head_len);
+        let (word, head) = head.split_at_mut(WORD_LEN);
+        let (version, ttl_ms) = head.split_at_mut(head.len() - TTL_LEN);
+        word.copy_from_slice(&result.word().to_be_bytes());
+        version.copy_from_slice(&meta.version.to_be_bytes()[..version.len()]);
+        ttl_ms.copy_from_slice(&meta.ttl_ms.map_or(0, NonZeroU32::get).to_be_bytes());
         rest.copy_from_slice(value);
         self.used = end;
         self.count += 1;
@@ -287,7 +353,7 @@ impl<'a> ReplyBuilder<'a> {
     /// Bytes of a result before its value.
     #[inline]
     const fn head_len(&self) -> usize {
-        if self.versions { 10 } else { 2 }
+        self.head_len as usize
     }
 
     /// Longest value that an empty datagram has room for.
@@ -368,22 +434,37 @@ mod tests {
         }
     }
 
+    /// All combinations of what a result may have beside its value.
+    const EXTRAS: [Flags; 4] =
+        [Flags::NONE, Flags::VERSIONS, Flags::LIFETIMES, Flags::VERSIONS.with(Flags::LIFETIMES)];
+
+    const META: Meta = Meta { version: 0x0102_0304_0506_0708, ttl_ms: NonZeroU32::new(0x0a0b_0c0d) };
+
     #[test]
     fn golden_bytes_both_ways_and_every_truncation() {
-        for ((result, word, payload), versions) in GOLDEN.into_iter().flat_map(|it| [(it, false), (it, true)])
+        for ((result, word, payload), flags) in
+            GOLDEN.into_iter().flat_map(|it| EXTRAS.map(|flags| (it, flags)))
         {
+            let (versions, lifetimes) = (flags.contains(Flags::VERSIONS), flags.contains(Flags::LIFETIMES));
             let version: &[u8] = if versions { b"\x01\x02\x03\x04\x05\x06\x07\x08" } else { b"" };
-            let bytes = [word, version, payload].concat();
+            let ttl_ms: &[u8] = if lifetimes { b"\x0a\x0b\x0c\x0d" } else { b"" };
+            let bytes = [word, version, ttl_ms, payload].concat();
             let mut out = [0xee; DATAGRAM_LEN_MAX];
-            let mut builder = ReplyBuilder::new(&mut out, DATAGRAM_LEN_MAX, versions);
-            assert!(builder.push(result, 0x0102_0304_0506_0708));
+            let mut builder = ReplyBuilder::new(&mut out, DATAGRAM_LEN_MAX, flags);
+            assert!(builder.push(result, META));
             let len = builder.finish(header(Flags::NONE), 0);
             assert_eq!(out[size_of::<ReplyHeader>()..len], bytes);
-            let number = if versions { 0x0102_0304_0506_0708 } else { 0 };
-            assert_eq!(OpResult::parse(&bytes, versions), Ok((result, number, &[][..])));
+            let meta = Meta {
+                version: if versions { META.version } else { 0 },
+                ttl_ms: META.ttl_ms.filter(|_| lifetimes),
+            };
+            assert_eq!(Results::new(&bytes, 1, flags).next(), Some(Ok((result, meta))));
+            if !lifetimes {
+                assert_eq!(OpResult::parse(&bytes, versions), Ok((result, meta.version, &[][..])));
+            }
             for len in 0..bytes.len() {
-                let parsed = OpResult::parse(&bytes[..len], versions);
-                assert_eq!(parsed, Err(DropReason::Malformed), "{len} of {bytes:?}");
+                let parsed = Results::new(&bytes[..len], 1, flags).next();
+                assert_eq!(parsed, Some(Err(DropReason::Malformed)), "{len} of {bytes:?}");
             }
         }
     }
@@ -406,16 +487,16 @@ mod tests {
     #[test]
     fn eleven_values_of_128_bytes_fill_a_datagram() {
         let mut out = [0; DATAGRAM_LEN_MAX];
-        let mut builder = ReplyBuilder::new(&mut out, DATAGRAM_LEN_MAX, false);
+        let mut builder = ReplyBuilder::new(&mut out, DATAGRAM_LEN_MAX, Flags::NONE);
         for _ in 0..11 {
-            assert!(builder.push(OpResult::Value(&[7; 128]), 0));
+            assert!(builder.push(OpResult::Value(&[7; 128]), Meta::default()));
         }
-        assert!(!builder.push(OpResult::Value(&[7; 128]), 0));
-        assert!(builder.push(OpResult::NotFound, 0), "a short one still fits");
+        assert!(!builder.push(OpResult::Value(&[7; 128]), Meta::default()));
+        assert!(builder.push(OpResult::NotFound, Meta::default()), "a short one still fits");
         assert_eq!(builder.finish(header(Flags::NONE), 0), 24 + 11 * 130 + 2);
         for (value_len, full) in [(1_060, false), (1_066, true)] {
-            let mut builder = ReplyBuilder::new(&mut out, DATAGRAM_LEN_MAX, false);
-            assert!(builder.push(OpResult::Value(&vec![7; value_len]), 0));
+            let mut builder = ReplyBuilder::new(&mut out, DATAGRAM_LEN_MAX, Flags::NONE);
+            assert!(builder.push(OpResult::Value(&vec![7; value_len]), Meta::default()));
             let len = if full { 24 + BODY_LEN_MAX } else { 24 + 2 + value_len };
             assert_eq!(builder.finish(header(Flags::NONE), 0), len, "{value_len}");
         }
@@ -425,10 +506,10 @@ mod tests {
     /// and without versions.
     #[test]
     fn a_reply_keeps_to_its_datagram_len() {
-        for (versions, value_count) in [(false, 9), (true, 8)] {
+        for (flags, value_count) in EXTRAS.into_iter().zip([9, 8, 8, 8]) {
             let mut out = [0; DATAGRAM_LEN_MAX];
-            let mut builder = ReplyBuilder::new(&mut out, 1_232, versions);
-            let pushed = (0..20).take_while(|_| builder.push(OpResult::Value(&[7; 128]), 1)).count();
+            let mut builder = ReplyBuilder::new(&mut out, 1_232, flags);
+            let pushed = (0..20).take_while(|_| builder.push(OpResult::Value(&[7; 128]), META)).count();
             assert_eq!(pushed, value_count);
             assert!(builder.finish(header(Flags::CHECKSUM), 1_472) <= 1_232);
         }
@@ -437,23 +518,26 @@ mod tests {
     #[test]
     fn padding_is_zero_and_the_trailer_comes_last() {
         let mut out = [0xee; DATAGRAM_LEN_MAX];
-        let mut builder = ReplyBuilder::new(&mut out, DATAGRAM_LEN_MAX, false);
-        assert!(builder.push(OpResult::Done, 0));
-        assert!(builder.push(OpResult::NotFound, 0));
+        let mut builder = ReplyBuilder::new(&mut out, DATAGRAM_LEN_MAX, Flags::NONE);
+        assert!(builder.push(OpResult::Done, META));
+        assert!(builder.push(OpResult::NotFound, META));
         let len = builder.finish(header(Flags::CHECKSUM), 100);
         assert_eq!(len, 100);
         let (_, body) = open(&out[..len]).unwrap();
         assert_eq!(body.len(), 100 - 16 - 4);
-        let results: Vec<_> = Results::new(&body[8..], 2, false).collect();
-        assert_eq!(results, [Ok((OpResult::Done, 0)), Ok((OpResult::NotFound, 0))]);
+        let results: Vec<_> = Results::new(&body[8..], 2, Flags::NONE).collect();
+        assert_eq!(
+            results,
+            [Ok((OpResult::Done, Meta::default())), Ok((OpResult::NotFound, Meta::default()))]
+        );
         assert!(body[12..].iter().all(|&byte| byte == 0));
         assert_eq!(body[5], 2, "the count is the builder's");
     }
 
     proptest! {
         #[test]
-        fn arbitrary_bytes_never_panic(bytes in proptest::collection::vec(any::<u8>(), 0..600), count: u8, versions: bool) {
-            let outcomes: Vec<_> = Results::new(&bytes, count, versions).collect();
+        fn arbitrary_bytes_never_panic(bytes in proptest::collection::vec(any::<u8>(), 0..600), count: u8, flags: u8) {
+            let outcomes: Vec<_> = Results::new(&bytes, count, Flags(flags)).collect();
             prop_assert!(outcomes.len() <= count as usize);
             prop_assert!(outcomes.iter().rev().skip(1).all(Result::is_ok), "nothing follows an error");
         }

@@ -138,19 +138,19 @@ statistics! {
     RxHandedOver = "rx_handed_over",
     /// Datagrams for another core that could not be handed over.
     RxHandoverDrops = "rx_handover_drops",
-    /// Additions executed.
+    /// Adds executed.
     Adds = "adds",
-    /// Writes refused because a condition of theirs was not met.
+    /// Puts, commits and adds that had no effect because of what their key held, or did not hold.
     ConditionsFailed = "conditions_failed",
-    /// Keys removed because their time to live had run out.
+    /// Keys removed because their time had come.
     Expired = "expired",
-    /// Keys removed to make room for others.
+    /// Keys removed to make room.
     Evicted = "evicted",
-    /// Resident memory of the whole server process that is on huge pages, in bytes.
+    /// Bytes of the whole server process that are resident in huge pages.
     HugePageBytes = "huge_page_bytes",
-    /// Most bytes that the core's ports take.
+    /// Bytes of the memory of this core's ports.
     BuffersBytes = "buffers_bytes",
-    /// The core's share of the server's memory in bytes, buffers included.
+    /// This core's share of all memory that the server may take, in bytes.
     MemoryLimitBytes = "memory_limit_bytes",
 }
 
@@ -184,7 +184,8 @@ mod tests {
         assert_eq!(STAT_NAMES[Statistic::Gets as usize], "gets");
         assert_eq!(STAT_NAMES[8], "sessions");
         assert_eq!(STAT_NAMES[23], "rx_overflow_drops");
-        assert_eq!((STAT_NAMES[59], STAT_NAMES[65]), ("adds", "memory_limit_bytes"));
+        assert_eq!(STAT_NAMES[59..61], ["adds", "conditions_failed"]);
+        assert_eq!(STAT_NAMES[65], "memory_limit_bytes");
         for (index, reason) in DropReason::ALL.into_iter().enumerate() {
             let name = STAT_NAMES[Statistic::DropTruncated as usize + index];
             assert_eq!(name.strip_prefix("drop_"), Some(reason.name()));

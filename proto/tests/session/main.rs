@@ -2,6 +2,7 @@
 
 mod credits;
 mod handshake;
+mod numbers;
 mod requests;
 mod staging;
 

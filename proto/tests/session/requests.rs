@@ -21,13 +21,13 @@ fn writes_by_sequence_number() {
         let header = request(&opened, slot, seq, Flags::NONE);
         let verdict = admit(&mut table, at(1), &header, client(), false)?;
         if verdict == Verdict::Execute {
-            assert_eq!(table.slot(&header).kept().count(), 0, "nothing of the last request is left");
+            assert_eq!(table.kept(&header).count(), 0, "nothing of the last request is left");
             table.slot(&header).begin(seq.into());
             results.iter().for_each(|result| table.slot(&header).keep(result));
         } else {
             let version = u64::from(seq);
             let versions = [version + 1, version + 1, 0, version + 2];
-            assert!(table.slot(&header).kept().eq(results.into_iter().zip(versions)));
+            assert!(table.kept(&header).eq(results.into_iter().zip(versions)));
         }
         Ok(verdict)
     };
@@ -77,7 +77,7 @@ fn a_malformed_write_leaves_no_trace() {
         // The answer to 3 was lost: it is asked for again.
         assert_eq!(admit(&mut table, at(1), &write(3), client(), false), Ok(Verdict::Replay));
         assert!(table.can_replay(&write(3)));
-        assert!(table.slot(&write(3)).kept().eq([(OpResult::Done, 71)]));
+        assert!(table.kept(&write(3)).eq([(OpResult::Done, 71)]));
     }
     assert_eq!(admit(&mut table, at(1), &write(4), client(), false), Ok(Verdict::Execute));
     assert_eq!(broken(&mut table, 3), Err(DropReason::Stale), "an answered number never becomes new");
@@ -150,7 +150,7 @@ fn a_slot_gives_back_what_it_keeps() {
             slot.keep(&result);
             expected.push((result, number));
         }
-        assert!(slot.kept().eq(expected));
+        assert!(table.kept(&write).eq(expected));
     }
 }
 

@@ -413,7 +413,7 @@ impl World {
         let (events, at, first_healed) = (self.plan.events, self.now, self.first_healed);
         let mut gave_up = false;
         let mut sink = |ended: Ended<'_>| {
-            let Ended { tag, outcome, version, data_epoch } = ended;
+            let Ended { tag, outcome, version, data_epoch, .. } = ended;
             *hash = [tag, outcome_word(outcome), version, data_epoch].into_iter().fold(*hash, mix);
             *open = open.saturating_sub(1);
             if let Some(events) = events {
