@@ -55,4 +55,5 @@ behaviours! {
     terms::adds_happen_once_each: 100,
     terms::compare_and_put_loses_no_update: 20,
     terms::values_on_terms_are_read_like_others: 10,
+    terms::values_live_as_long_as_they_are_told: 20,
 }

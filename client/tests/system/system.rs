@@ -166,6 +166,15 @@ impl<R: Rig> System<R> {
         (ended.expect("everything has ended"), version)
     }
 
+    /// Gets a key until it is not there any more.
+    pub(crate) fn until_absent(&mut self, key: &[u8]) {
+        let begun = self.rig.elapsed();
+        while self.get(key) != Ended::NotFound {
+            self.turn();
+            self.assert_alive(begun, "a key to expire");
+        }
+    }
+
     pub(crate) fn put(&mut self, key: &[u8], value: &[u8]) -> Ended {
         self.execute(0, Operation::put(key, value))
     }

@@ -213,3 +213,41 @@ pub(crate) fn values_on_terms_are_read_like_others<R: Rig>(seed: u64) {
         }
     }
 }
+
+/// Goal: a value is there with the time that it has left, until that has passed; a plain put makes it stay again, and an add
+/// changes nothing of a time that runs. Method: short values and long ones, a counter; the end is waited for.
+pub(crate) fn values_live_as_long_as_they_are_told<R: Rig>(seed: u64) {
+    const LONG_MS: u32 = 3_600_000;
+    let mut system = told::<R>(seed);
+    let left = |system: &mut System<R>, key: &[u8]| {
+        let tag = system.push(0, Operation::get(key));
+        system.settle();
+        system.call(0, tag).ttl_ms.map(NonZeroU32::get)
+    };
+    for (key, len) in [(b"short", 100), (b"pages", 20_000)] {
+        let value = vec![7; len];
+        let put = |system: &mut System<R>, terms| {
+            assert_eq!(system.execute(0, Operation::put_on(key, &value, terms)), Ended::Done);
+        };
+        put(&mut system, Terms::NONE.for_ms(ttl(LONG_MS)));
+        let told = left(&mut system, key);
+        assert!(told.is_some_and(|told| told > 1 && told <= LONG_MS), "{told:?}");
+        put(&mut system, Terms::NONE);
+        assert_eq!(left(&mut system, key), None, "a put without a time takes it away");
+        put(&mut system, Terms::only_if(Condition::Present).for_ms(ttl(40)));
+        system.until_absent(key);
+        put(&mut system, Terms::only_if(Condition::Absent));
+        assert_eq!(left(&mut system, key), None);
+    }
+    let add = |system: &mut System<R>, ttl_ms| system.execute(0, Operation::add(b"counter", 1, ttl_ms));
+    assert_eq!(add(&mut system, ttl(LONG_MS)), number(0));
+    assert_eq!(add(&mut system, None), number(1));
+    assert_eq!(add(&mut system, ttl(1)), number(2));
+    let told = left(&mut system, b"counter");
+    assert!(told.is_some_and(|told| told > 1 && told <= LONG_MS), "{told:?}");
+    assert_eq!(system.delete(b"counter"), Ended::Done);
+    assert_eq!(add(&mut system, ttl(40)), number(0));
+    system.until_absent(b"counter");
+    assert_eq!(add(&mut system, None), number(0), "it begins anew");
+    system.expect_stat(Statistic::Records, 3);
+}
