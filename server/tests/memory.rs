@@ -81,6 +81,7 @@ const fn session_config(window: u16) -> SessionConfig {
         operations_max: 60,
         checksum: false,
         versions: false,
+        lifetimes: false,
         client_id: None,
         order: linerate_client::Order::None,
         burst: 16,
