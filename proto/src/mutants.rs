@@ -49,6 +49,8 @@ mutants! {
     RangeOfAnyVersion = "range_of_any_version",
     /// Server: a put that replaces a value keeps its version.
     VersionKept = "version_kept",
+    /// Server: a write that comes again is executed again if it has an add.
+    AddRepeated = "add_repeated",
     /// Server: a put on terms does not look at its condition.
     ConditionIgnored = "condition_ignored",
     /// Server: now and then a put is acknowledged and not stored.

@@ -230,8 +230,8 @@ impl Worker {
         };
         let start = batch.lookups.len();
         let task = match verdict {
-            Verdict::Replay => Task::Replay,
-            Verdict::Execute => match self.collect(header, body, batch) {
+            Verdict::Replay if !(is_active(Mutant::AddRepeated) && has_add(header, body)) => Task::Replay,
+            Verdict::Replay | Verdict::Execute => match self.collect(header, body, batch) {
                 Ok(task) => task,
                 Err(reason) => {
                     batch.lookups.truncate(start);
@@ -851,6 +851,12 @@ const fn extras(header: &RequestHeader) -> Flags {
     let flags = header.common.flags;
     let versions = Flags::VERSIONS.when(flags.contains(Flags::VERSIONS));
     versions.with(Flags::LIFETIMES.when(flags.contains(Flags::LIFETIMES)))
+}
+
+/// Whether a write has an add among its operations.
+fn has_add(header: &RequestHeader, body: &[u8]) -> bool {
+    let mut operations = Operations::new(body, header.count, false);
+    operations.any(|operation| operation.is_ok_and(|it| matches!(it.kind, OperationKind::Add { .. })))
 }
 
 /// Whether a request is one whose results its slot keeps.

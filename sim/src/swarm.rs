@@ -127,6 +127,12 @@ pub struct Params {
     pub clients: u16,
     /// The keys; the first is the hot one.
     pub keys: Vec<RunKey>,
+    /// A key for each client that it adds to, and nobody else.
+    pub counters: Vec<RunKey>,
+    /// Share of the operations that are adds.
+    pub adds: f64,
+    /// Share of the puts that are on a condition.
+    pub conditional: f64,
     /// Share of the operations that go to the hot key.
     pub hot: f64,
     /// Shares of puts and of deletes; the rest are gets.
@@ -198,10 +204,14 @@ impl Params {
         for weight in &mut node_fault_weights {
             *weight = pick(random, &[0, 1, 1, 2, 5]);
         }
+        let clients = random.random_range(1..=6);
         Self {
             cores,
-            clients: random.random_range(1..=6),
+            clients,
             keys: (0..keys).map(|number| key(random, key_len, number, cores)).collect(),
+            counters: (0..clients as u8).map(|number| key(random, key_len, keys + number, cores)).collect(),
+            adds: pick(random, &[0.0, 0.05, 0.2]),
+            conditional: pick(random, &[0.0, 0.2, 0.6]),
             hot: pick(random, &[0.0, 0.2, 0.7]),
             writes: if tight {
                 pick(random, &[(0.5, 0.3), (0.4, 0.2), (0.6, 0.3)])

@@ -1,6 +1,6 @@
 //! The judge can say no: bad histories are flagged by the rule that they break, and legal ones by none.
 
-use linerate_client::{Ended, Outcome, Reason};
+use linerate_client::{Condition, Ended, Outcome, Reason};
 use linerate_sim::{
     check::{
         Ask, Call, Checker, Rule,
@@ -97,6 +97,93 @@ fn the_plain_life_of_keys_is_legal() {
     // The other shard counts for itself.
     story.done_put(11, 1);
     assert_eq!(story.rules(&[2, 1]), []);
+}
+
+/// Goal: a counter's adds are one chain, with room for unanswered ones only. Method: what three adds have found, with one
+/// unanswered or none; a restart begins anew.
+#[test]
+fn counters_are_sums() {
+    for (found, unanswered, is_legal) in [
+        ([0, 5, 12], None, true),
+        ([0, 10, 12], None, false), // The first took effect twice.
+        ([0, 5, 5], None, false),   // The second was lost.
+        ([0, 5, 12 + 3], Some(3), true),
+        ([3, 5 + 3, 12 + 3], Some(3), true),
+        ([3, 5 + 3, 12 + 6], Some(3), false),
+    ] {
+        let mut story = Story::new();
+        if let Some(delta) = unanswered {
+            let lost = story.call(1, 1, Ask::Add { delta });
+            story.end(lost, Outcome::OutcomeUnknown, 0);
+        }
+        for ((former, delta), version) in found.into_iter().zip([5, 7, 1]).zip(2..) {
+            let add = story.call(1, 1, Ask::Add { delta });
+            story.end(add, Outcome::Value(&u64::to_be_bytes(former)), version);
+        }
+        // One more write, of another key, so that the books are right.
+        let put = story.put(2);
+        story.end(put, Outcome::OutcomeUnknown, 0);
+        let rules = story.rules(&[4, 0]);
+        assert_eq!(rules, if is_legal { vec![] } else { vec![Rule::Counter] }, "{found:?}, {unanswered:?}");
+    }
+    let mut story = Story::new();
+    for epoch in [NEXT_EPOCH, 9] {
+        let add = story.call(1, 1, Ask::Add { delta: 5 });
+        story.end(add, Outcome::Value(&u64::to_be_bytes(0)), 1);
+        story.restart(&[1, 0], epoch);
+    }
+    assert_eq!(story.rules(&[0, 0]), []);
+}
+
+/// Goal: a write on a condition follows upon what it names. Method: each condition after a put, and after a delete.
+#[test]
+fn conditions_are_judged_by_what_was_before() {
+    use Condition::{Absent, Present, Version};
+    for (condition, deleted, is_legal) in [
+        (Absent, false, false),
+        (Absent, true, true),
+        (Present, false, true),
+        (Present, true, false),
+        (Version(2), false, true),
+        (Version(1), false, false),
+        (Version(2), true, false),
+        (Version(9), false, false),
+    ] {
+        let mut story = Story::new();
+        story.done_put(1, 1);
+        if deleted {
+            let delete = story.delete(1);
+            story.end(delete, Outcome::Done, 2);
+        } else {
+            story.done_put(1, 2);
+        }
+        let put = story.call(2, 1, Ask::PutOn { len: LEN, condition });
+        story.end(put, Outcome::Done, 3);
+        let rules = story.rules(&[3, 0]);
+        let expected = if is_legal { vec![] } else { vec![Rule::Condition] };
+        assert_eq!(rules, expected, "{condition:?}, deleted: {deleted}");
+    }
+}
+
+/// Goal: refusals are no older than what was known, and of the kind that was asked for. Method: one of each.
+#[test]
+fn refusals_are_judged_like_reads() {
+    let refused = |condition, outcome, version| {
+        let mut story = Story::new();
+        story.done_put(1, 1);
+        story.done_put(1, 2);
+        let put = story.call(2, 1, Ask::PutOn { len: LEN, condition });
+        story.end(put, outcome, version);
+        story.rules(&[2, 0])
+    };
+    let (exists, changed) = (Outcome::NotExecuted(Reason::Exists), Outcome::NotExecuted(Reason::Changed));
+    assert_eq!(refused(Condition::Absent, exists, 2), []);
+    assert_eq!(refused(Condition::Version(1), changed, 2), []);
+    assert_eq!(refused(Condition::Absent, exists, 1), [Rule::Version]);
+    assert_eq!(refused(Condition::Version(1), changed, 0), [Rule::Version]);
+    assert_eq!(refused(Condition::Absent, changed, 2), [Rule::Kind]);
+    assert_eq!(refused(Condition::Present, exists, 2), [Rule::Kind]);
+    assert_eq!(refused(Condition::Absent, Outcome::NotFound, 2), [Rule::Kind]);
 }
 
 /// Concurrent operations may take effect in any order, unanswered ones late or never.

@@ -1,6 +1,6 @@
 //! The judge: told of every call and every end, it says which of them a correct store cannot have produced.
 //!
-//! Five questions, each answered by other means, so that a fault must fool all of them:
+//! Six questions, each answered by other means, so that a fault must fool all of them:
 //! - **Versions**, at once: an answer that comes after another must not be older. Before a call the newest version known
 //!   of its key (and of its shard, since versions count all the writes of one) is noted; a read must bring as new a
 //!   one, a write a newer one. Sound and complete for a store that tells its versions truthfully.
@@ -8,11 +8,15 @@
 //!   two versions of one write, and a value whose put was said to be not executed.
 //! - **Ends**: each call ends once, in a way that its kind can end.
 //! - **The black box** ([`register`]): each key's history must have an explanation by times and contents alone.
+//! - **Conditions and counters**: a write on a condition follows upon what it names, and what
+//!   adds have found is the sum of those before.
 //! - **The books**: each shard's count of effective writes lies between those acknowledged and those that may have been.
 //!
 //! A server that restarts begins empty, in a new *incarnation*. Its data epoch is a name without an order; the judge is
 //! told when each began and ended, and compares pairs of incarnation and version.
 
+mod conditions;
+mod counters;
 pub mod register;
 
 use std::{
@@ -20,7 +24,7 @@ use std::{
     fmt,
 };
 
-use linerate_client::{Ended, Outcome};
+use linerate_client::{Condition, Ended, Outcome, Reason};
 
 use crate::value::{Origin, read_value};
 use register::{Access, Span};
@@ -38,8 +42,43 @@ pub enum Ask {
         /// Length of the value.
         len: usize,
     },
+    /// The same on a condition.
+    PutOn {
+        /// Length of the value.
+        len: usize,
+        /// When not met, nothing is written.
+        condition: Condition,
+    },
     /// Removes the key.
     Delete,
+    /// Adds to the number of a key that is only added to.
+    Add {
+        /// 1 or above.
+        delta: u64,
+    },
+}
+
+impl Ask {
+    /// Length of the value that it writes.
+    const fn put_len(self) -> Option<usize> {
+        match self {
+            Self::Put { len } | Self::PutOn { len, .. } => Some(len),
+            Self::Get | Self::Delete | Self::Add { .. } => None,
+        }
+    }
+
+    /// Whether a correct store can refuse it for this reason.
+    const fn may_meet(self, reason: Reason) -> bool {
+        match reason {
+            Reason::Exists => matches!(self, Self::PutOn { condition: Condition::Absent, .. }),
+            // Of a get: a long value was replaced again and again.
+            Reason::Changed => {
+                matches!(self, Self::Get | Self::PutOn { condition: Condition::Version(_), .. })
+            }
+            Reason::NotANumber => false,
+            _ => true,
+        }
+    }
 }
 
 /// What is said of an operation when it is pushed.
@@ -72,6 +111,10 @@ pub enum Rule {
     Once,
     /// What was not executed has no effect.
     NotExecuted,
+    /// A write on a condition takes effect only if it is met.
+    Condition,
+    /// A counter is the sum of what was added to it.
+    Counter,
     /// The history of a key has an explanation.
     BlackBox,
     /// A shard counts as many writes as took effect.
@@ -131,6 +174,8 @@ enum State {
         incarnation: u32,
         read: Option<u32>,
         done: bool,
+        /// Of an add, the number that it found.
+        former: u64,
     },
     NotExecuted,
     /// Unknown, or lost with its client.
@@ -235,7 +280,15 @@ impl Checker {
         }
         self.records[tag as usize].end = self.tick;
         self.records[tag as usize].state = match (ended.outcome, record.call.ask) {
-            (Outcome::NotExecuted(_), _) => {
+            (Outcome::NotExecuted(reason), ask) if !ask.may_meet(reason) => {
+                self.violate(Rule::Kind, format!("operation {tag}, {ask:?}, was refused: {reason}"));
+                State::NotExecuted
+            }
+            (Outcome::NotExecuted(reason), ask) => {
+                if matches!(reason, Reason::Exists | Reason::Changed) && ask != Ask::Get {
+                    // It tells of a value that is there, like a read.
+                    self.result(tag, ended);
+                }
                 self.ends.not_executed += 1;
                 if let Some(effect) = record.effect {
                     let what =
@@ -244,12 +297,17 @@ impl Checker {
                 }
                 State::NotExecuted
             }
-            (Outcome::OutcomeUnknown, Ask::Put { .. } | Ask::Delete) => {
+            (
+                Outcome::OutcomeUnknown,
+                Ask::Put { .. } | Ask::PutOn { .. } | Ask::Delete | Ask::Add { .. },
+            ) => {
                 self.ends.unknown += 1;
                 State::Unknown
             }
             (Outcome::Value(_) | Outcome::NotFound, Ask::Get)
-            | (Outcome::Done, Ask::Put { .. })
+            | (Outcome::Done, Ask::Put { .. } | Ask::PutOn { .. })
+            | (Outcome::NotFound, Ask::PutOn { condition: Condition::Present | Condition::Version(_), .. })
+            | (Outcome::Value(&[_, _, _, _, _, _, _, _]), Ask::Add { .. })
             | (Outcome::Done | Outcome::NotFound, Ask::Delete) => {
                 self.ends.results += 1;
                 self.result(tag, ended)
@@ -287,7 +345,7 @@ impl Checker {
             self.violate(Rule::Epoch, what);
         }
         let stamp = Stamp { incarnation, version };
-        let done = outcome == Outcome::Done;
+        let done = outcome == Outcome::Done || matches!(call.ask, Ask::Add { .. });
         // Absence is a fact about the shard at that moment; a value only says when it was written.
         let about_shard = outcome == Outcome::NotFound;
         let as_new = if done {
@@ -311,7 +369,7 @@ impl Checker {
         let told = self.told.entry((incarnation, call.shard)).or_default();
         *told = version.max(*told);
         let read = match outcome {
-            Outcome::Value(value) => match self.author(tag, call, value) {
+            Outcome::Value(value) if !done => match self.author(tag, call, value) {
                 None => return State::Unknown,
                 author => author,
             },
@@ -320,7 +378,11 @@ impl Checker {
         if let Some(write) = if done { Some(tag) } else { read } {
             self.took_effect(write, stamp, tag);
         }
-        State::Result { incarnation, read, done }
+        let former = match outcome {
+            Outcome::Value(value) if done => value.try_into().map_or(0, u64::from_be_bytes),
+            _ => 0,
+        };
+        State::Result { incarnation, read, done, former }
     }
 
     /// The put that wrote a value, if one can have.
@@ -328,7 +390,7 @@ impl Checker {
         let written = |origin: Origin| {
             let record = self.records.get(origin.tag as usize)?;
             let of_call = Call { key: origin.key, client: origin.writer, ..record.call };
-            let whole = record.call.ask == Ask::Put { len: value.len() };
+            let whole = record.call.ask.put_len() == Some(value.len());
             (origin.key == call.key && record.call == of_call && whole).then_some(origin.tag)
         };
         let author = read_value(value).and_then(written);
@@ -372,6 +434,8 @@ impl Checker {
     pub fn finish(&mut self) {
         self.check_registers();
         self.check_books();
+        self.check_conditions();
+        self.check_counters();
     }
 
     /// Each key's history within each incarnation, by times and contents alone.
@@ -380,11 +444,14 @@ impl Checker {
         // Unanswered puts in the histories in which they were read.
         let mut seen: HashSet<(u32, u32)> = HashSet::new();
         for (record, tag) in self.records.iter().zip(0u32..) {
-            let State::Result { incarnation, read, done } = record.state else { continue };
+            let State::Result { incarnation, read, done, .. } = record.state else { continue };
+            if matches!(record.call.ask, Ask::Add { .. }) {
+                continue; // No register.
+            }
             let history = histories.entry((record.call.key, incarnation)).or_default();
             let span = Span { start: record.start, end: record.end };
             let access = match (record.call.ask, read) {
-                (Ask::Put { .. }, _) => Access::Write(tag.into()),
+                (ask, _) if done && ask.put_len().is_some() => Access::Write(tag.into()),
                 (_, Some(put)) => {
                     let author = &self.records[put as usize];
                     let answered =
@@ -403,8 +470,8 @@ impl Checker {
         for (record, tag) in self.records.iter().zip(0u32..) {
             let access = match record.call.ask {
                 Ask::Delete => Access::MayRemove,
-                Ask::Put { .. } => Access::MayWrite,
-                Ask::Get => continue,
+                Ask::Put { .. } | Ask::PutOn { .. } => Access::MayWrite,
+                Ask::Get | Ask::Add { .. } => continue,
             };
             if !matches!(record.state, State::Unknown | State::Open) {
                 continue;
@@ -475,6 +542,12 @@ impl Checker {
     #[must_use]
     pub const fn violation_count(&self) -> u64 {
         self.violation_count
+    }
+
+    /// Version of the newest value or absence that was told of a key; 0 before any.
+    #[must_use]
+    pub fn newest_version(&self, key: u16) -> u64 {
+        self.keys.get(&key).map_or(0, |stamp| stamp.version)
     }
 
     /// How operations ended so far.

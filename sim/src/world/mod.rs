@@ -8,7 +8,7 @@ mod recovery;
 
 use std::{fmt, net::SocketAddr, time::Duration};
 
-use linerate_client::{Ended, Operation, Outcome, PushError, Reason, Session};
+use linerate_client::{Condition, Ended, Operation, Outcome, PushError, Reason, Session, Terms};
 use linerate_dataplane::{
     Port,
     sim::{PortId, SimNetwork, SimPort, Tapped, mix},
@@ -509,13 +509,20 @@ impl World {
     fn push(&mut self, number: usize, left: Option<u32>) -> bool {
         let keys = self.params.keys.len();
         let (key, ask) = match left {
+            None if self.random.random_bool(self.params.adds) => {
+                // The key numbers of counters come after those of all others.
+                (keys + number, Ask::Add { delta: self.random.random_range(1..=1_000) })
+            }
             None => {
                 let hot = self.random.random_bool(self.params.hot);
                 let key = if hot { 0 } else { self.random.random_range(0..keys) };
                 let (puts, deletes) = self.params.writes;
                 let share = self.random.random_range(0.0..1.0);
                 let ask = match share {
-                    share if share < puts => Ask::Put { len: 0 },
+                    share if share < puts => match self.draw_condition(key as u16) {
+                        Condition::Always => Ask::Put { len: 0 },
+                        condition => Ask::PutOn { len: 0, condition },
+                    },
                     share if share < puts + deletes => Ask::Delete,
                     _ => Ask::Get,
                 };
@@ -529,9 +536,19 @@ impl World {
         let tag = self.checker.next_tag();
         let client = &mut self.clients[number];
         let Some(life) = &mut client.life else { return false };
-        let name = &self.params.keys[key];
+        let name = match key.checked_sub(keys) {
+            Some(counter) => &self.params.counters[counter],
+            None => &self.params.keys[key],
+        };
         let mut value = Vec::new();
         let (operation, ask) = match ask {
+            Ask::Add { delta } => (Operation::add(&name.bytes, delta, None), ask),
+            Ask::PutOn { condition, .. } => {
+                let len = self.params.draw_value_len(&mut self.random, key as u16);
+                write_value(&mut value, Origin { key: key as u16, writer: client.number, tag }, len);
+                let terms = Terms::only_if(condition);
+                (Operation::put_on(&name.bytes, &value, terms), Ask::PutOn { len, condition })
+            }
             Ask::Get => (Operation::get(&name.bytes), ask),
             Ask::Delete => (Operation::delete(&name.bytes), ask),
             Ask::Put { .. } => {
@@ -550,6 +567,22 @@ impl World {
             }
             Err(PushError::Full) => false,
             Err(error) => panic!("a legal operation was refused: {error}"),
+        }
+    }
+}
+
+impl World {
+    /// On what condition a put is, if on any: of a version, it is the newest that was told, or one before.
+    fn draw_condition(&mut self, key: u16) -> Condition {
+        if !self.random.random_bool(self.params.conditional) {
+            return Condition::Always;
+        }
+        let newest = self.checker.newest_version(key);
+        match self.random.random_range(0..4) {
+            0 => Condition::Absent,
+            1 => Condition::Present,
+            2 => Condition::Version(newest.max(1)),
+            _ => Condition::Version(newest.saturating_sub(1).max(1)),
         }
     }
 }

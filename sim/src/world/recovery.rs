@@ -45,7 +45,7 @@ impl Stage {
 pub(super) const fn is_proof(outcome: Outcome<'_>) -> bool {
     match outcome {
         Outcome::NotExecuted(reason) => {
-            matches!(reason, Reason::NoSpace | Reason::StagingFull | Reason::Changed)
+            matches!(reason, Reason::NoSpace | Reason::StagingFull | Reason::Changed | Reason::Exists)
         }
         outcome => !matches!(outcome, Outcome::OutcomeUnknown),
     }
