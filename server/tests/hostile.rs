@@ -19,9 +19,9 @@ use linerate_dataplane::{
 use linerate_proto::{
     DropReason, Instant, session,
     wire::{
-        self, Common, CookieReply, DATAGRAM_LEN_MAX, Flags, Hello, Kind, NoSession, OpResult, Open, Opened,
-        Operation, Ping, Reason, ReplyHeader, RequestHeader, Results, STAT_COUNT, STAT_NAMES, Statistic,
-        TRAILER_LEN,
+        self, Common, Condition, CookieReply, DATAGRAM_LEN_MAX, Flags, Hello, Kind, NoSession, OpResult,
+        Open, Opened, Operation, Ping, Reason, ReplyHeader, RequestHeader, Results, STAT_COUNT, STAT_NAMES,
+        Statistic, TRAILER_LEN, Terms,
     },
 };
 use linerate_server::{
@@ -189,6 +189,29 @@ impl Speaker {
             ("a write with a read", self.raw(2, 1, false, 2, &mixed), DropReason::Malformed),
             ("an unknown opcode", self.raw(2, 1, true, 1, b"\x04\x01k"), DropReason::Malformed),
             ("an option set", self.raw(2, 1, true, 1, b"\x11\x01k"), DropReason::Malformed),
+            ("an option of puts in a delete", self.raw(2, 1, false, 1, b"\x23\x01k"), DropReason::Malformed),
+            ("an unknown condition", self.raw(2, 1, false, 1, b"\x82\x01\x00\x00k"), DropReason::Malformed),
+            (
+                "a time to live of nothing",
+                self.raw(2, 1, false, 1, b"\x12\x01\x00\x00\x00\x00\x00\x00k"),
+                DropReason::Malformed,
+            ),
+            (
+                "a version that no value has",
+                self.raw(2, 1, false, 1, b"\x62\x01\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00k"),
+                DropReason::Malformed,
+            ),
+            (
+                "an add on a condition",
+                self.raw(2, 1, false, 1, b"\x28\x01\x00\x00\x00\x00\x00\x00\x00\x00\x00\x01k"),
+                DropReason::Malformed,
+            ),
+            ("a delta cut off", self.raw(2, 1, false, 1, b"\x08\x01\x00\x00\x00"), DropReason::Malformed),
+            (
+                "an add in a read",
+                self.raw(2, 1, true, 1, &body(&[Operation::add(b"k", 1, None)])),
+                DropReason::Malformed,
+            ),
             ("an empty key", self.raw(2, 1, true, 1, b"\x01\x00k"), DropReason::Malformed),
             ("a key cut off", self.raw(2, 1, true, 1, b"\x01\xffk"), DropReason::Malformed),
             ("a value cut off", self.raw(2, 1, false, 1, b"\x02\x01\xff\xffk"), DropReason::Malformed),
@@ -687,6 +710,87 @@ fn replayed_requests_are_answered_or_dropped_never_executed() {
         assert!(is_no_session(&sim.ask(mine, request)));
     }
     sim.serves_a_normal_client();
+}
+
+/// Goal: adds and conditions are decided once, whatever is repeated and whatever was done to their keys since. Method: one
+/// request with each kind of end, new, again after others have changed all its keys, and late; then a session whose memory
+/// has no room for what an add has found, which leaves the counter alone, again and again.
+#[test]
+fn adds_and_conditions_are_decided_once() {
+    let (mine, others) = (addr(1, 5_000), addr(2, 5_000));
+    let mut sim = Sim::new();
+    let (speaker, other) = (sim.speaker(mine, 1), sim.speaker(others, 2));
+    let put_on = |key, condition| Operation::put_on(key, b"mine", Terms::only_if(condition));
+    let operations = [
+        Operation::add(b"n", 5, None),
+        put_on(&b"a"[..], Condition::Absent),
+        put_on(b"a", Condition::Absent),
+        put_on(b"p", Condition::Present),
+        put_on(b"a", Condition::Version(1)),
+        put_on(b"a", Condition::Version(2)),
+        Operation::add(b"n", 1_u64.wrapping_neg(), None),
+        Operation::add(b"a", 1, None),
+    ];
+    let number = |number: u64| word(OpResult::Value(&number.to_be_bytes()));
+    let refused = |reason| word(OpResult::NotExecuted(reason));
+    let expected = [
+        number(0),
+        word(OpResult::Done),
+        refused(Reason::Exists),
+        word(OpResult::NotFound),
+        refused(Reason::Changed),
+        word(OpResult::Done),
+        number(5),
+        refused(Reason::NotANumber),
+    ];
+    let request = speaker.request(3, 10, &operations);
+    // With versions there is more to keep.
+    let mut told = speaker.request(4, 10, &operations);
+    told[1] |= Flags::VERSIONS.0;
+    wire::write_trailer(&mut told);
+    assert_eq!(results(&sim.ask(mine, &request)), expected);
+    let with_versions = sim.ask(mine, &told);
+    let without_trailer = |reply: &[u8]| reply[size_of::<ReplyHeader>()..reply.len() - TRAILER_LEN].to_vec();
+    assert_eq!(results(&with_versions)[0], number(4), "another request adds again");
+    let take = [Operation::put(b"p", b"here"), Operation::delete(b"a"), Operation::delete(b"n")];
+    sim.ask(others, &other.request(0, 1, &take));
+    let before = sim.stats();
+    for _ in 0..10 {
+        assert_eq!(results(&sim.ask(mine, &request)), expected, "as the first time");
+        let again = sim.ask(mine, &told);
+        assert_eq!(without_trailer(&again), without_trailer(&with_versions), "with the same versions");
+    }
+    sim.ask(mine, &speaker.request(3, 11, &[Operation::delete(b"x")]));
+    assert!(sim.exchange(mine, &request).is_empty(), "late");
+    let after = sim.stats();
+    for statistic in [Statistic::Adds, Statistic::Puts, Statistic::ConditionsFailed, Statistic::Version] {
+        assert_eq!(after[statistic as usize], before[statistic as usize], "{statistic:?}");
+    }
+    assert!(after[Statistic::SessionsBytes as usize] <= SESSIONS_LEN_MAX as u64);
+
+    // Sessions until there is no room for another, and then adds in all slots of one.
+    let late = sim.speaker(addr(3, 5_000), 3);
+    for nonce in 4..=255 {
+        let at = addr(nonce, 5_000); // Each a source of its own, which may have half.
+        if Speaker::open(nonce, 8, false, |datagram| sim.ask(at, datagram)).is_none() {
+            break;
+        }
+    }
+    let many: Vec<_> = (0..100).map(|_| Operation::add(b"m", 1, None)).collect();
+    let mut added = 0;
+    for slot in 0..8 {
+        let request = late.request(slot, 1, &many);
+        let ends = results(&sim.ask(addr(3, 5_000), &request));
+        assert_eq!(results(&sim.ask(addr(3, 5_000), &request)), ends);
+        for end in ends {
+            assert_eq!(end, if end.contains("Value") { number(added) } else { refused(Reason::NoSpace) });
+            added += u64::from(end.contains("Value"));
+        }
+    }
+    assert!(added < 800, "the memory of sessions is full");
+    let read = results(&sim.ask(addr(3, 5_000), &late.request(0, 2, &[Operation::get(b"m")])));
+    assert_eq!(read, [if added > 0 { number(added) } else { word(OpResult::NotFound) }]);
+    assert!(sim.stats()[Statistic::SessionsBytes as usize] <= SESSIONS_LEN_MAX as u64);
 }
 
 /// Goal: what one burst holds of one session does not get in its own way. Method: a late copy of a write beside the slot's
