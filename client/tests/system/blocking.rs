@@ -5,7 +5,7 @@ use std::{
     time::Duration,
 };
 
-use linerate_client::{Client, ConnectError, Error, PushError, Reason, SessionConfig};
+use linerate_client::{Added, Client, ConnectError, Entry, Error, PushError, Reason, SessionConfig, Written};
 use linerate_dataplane::Port;
 use linerate_proto::wire::Statistic;
 
@@ -42,6 +42,7 @@ macro_rules! over_rings {
 
 over_udp_and_tcp! {
     calls_return_their_answers,
+    conditions_and_sums_are_told_apart,
     two_servers_share_the_keys,
     a_restart_costs_the_calls_under_way_only,
     a_server_that_is_not_there_is_named,
@@ -50,6 +51,7 @@ over_udp_and_tcp! {
 // Two servers would be on two networks, and an address without anybody on none.
 over_rings! {
     calls_return_their_answers,
+    conditions_and_sums_are_told_apart,
     a_restart_costs_the_calls_under_way_only,
 }
 
@@ -101,6 +103,39 @@ fn calls_return_their_answers<P: Live>(connect: Connect<P>) {
     while sessions(&mut rig) > 0 {
         assert!(rig.elapsed() < rig.patience(), "goodbyes were sent to all cores");
         rig.pass(false);
+    }
+    rig.stop();
+}
+
+/// Goal: the caller learns whether a condition was met, what was in the way, and what the sum is; an entry's version is the
+/// one to compare with. Method: each call in each of its ends, whatever the session was asked to tell; limits of terms.
+fn conditions_and_sums_are_told_apart<P: Live>(connect: Connect<P>) {
+    let mut rig = LiveRig::<P>::start(0, Setup::cores(2));
+    let mut client = rig.client(connect, SessionConfig { window: 2, ..patient() }).unwrap();
+    for (key, len) in [(&b"short"[..], 10), (b"pages", 50_000)] {
+        let value = |byte| vec![byte; len];
+        assert_eq!(client.get_entry(key).unwrap(), None);
+        assert_eq!(client.put_if_present(key, &value(1)).unwrap(), Written::NotFound);
+        assert_eq!(client.compare_and_put(key, &value(1), 1).unwrap(), Written::NotFound);
+        let Written::Done { version } = client.put_if_absent(key, &value(2)).unwrap() else {
+            panic!("absent")
+        };
+        assert_eq!(client.put_if_absent(key, &value(3)).unwrap(), Written::Exists { version });
+        let expected = Entry { value: value(2), version, ttl: None };
+        assert_eq!(client.get_entry(key).unwrap(), Some(expected));
+        let changed = client.compare_and_put(key, &value(4), version + 1).unwrap();
+        assert_eq!(changed, Written::Changed { version });
+        assert!(client.compare_and_put(key, &value(5), version).unwrap().is_done());
+        assert!(client.put_if_present(key, &value(6)).unwrap().is_done());
+        assert_eq!(client.get(key).unwrap(), Some(value(6)));
+        let version = client.get_entry(key).unwrap().unwrap().version;
+        assert_eq!(client.add(key, 1, None).unwrap(), Added::NotANumber { version });
+    }
+    let refused = client.compare_and_put(b"key", b"value", 0).unwrap_err();
+    assert!(matches!(refused, Error::Invalid(PushError::NoVersion)), "{refused}");
+    for (delta, expected) in [(5, 5), (-7, -2), (i64::MIN, i64::MIN.wrapping_sub(2)), (0, i64::MAX - 1)] {
+        let added = client.add(b"n", delta, None).unwrap();
+        assert!(matches!(added, Added::Sum { number, .. } if number == expected), "{added:?}");
     }
     rig.stop();
 }
