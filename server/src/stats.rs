@@ -103,6 +103,8 @@ impl Published {
         set(Statistic::SessionsBytes, sessions.memory_len() as u64);
         set(Statistic::StagedBytes, sessions.staged_len() as u64);
         set(Statistic::Records, store.len() as u64);
+        set(Statistic::Expired, store.expired());
+        set(Statistic::Evicted, store.evicted());
         set(Statistic::Version, store.version());
         set(Statistic::ItemsBytes, memory.items_len as u64);
         set(Statistic::IndexBytes, memory.index_len as u64);

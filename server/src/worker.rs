@@ -576,30 +576,30 @@ impl Worker {
         self.counters.requests += 1;
         self.sessions.slot(request.header).begin(self.store.version());
         let operations = Operations::new(request.body, request.header.count, false);
-        for (operation, Lookup { hash, .. }) in operations.zip(lookups) {
+        for (operation, lookup) in operations.zip(lookups) {
             let operation = operation.expect("the request was parsed when it joined the batch");
             let result = match operation.kind {
-                OperationKind::Put => self.put(operation.key, *hash, operation.value),
+                OperationKind::Put => self.put(lookup, operation.value),
                 OperationKind::Delete => {
                     self.counters.deletes += 1;
-                    match self.store.delete(operation.key, *hash) {
+                    match self.store.delete(lookup.key, lookup.hash) {
                         Some(_) => OpResult::Done,
                         None => OpResult::NotFound,
                     }
                 }
                 OperationKind::PutOn(terms) => {
-                    self.put_on(request.header, operation.key, *hash, operation.value, terms);
+                    self.put_on(request.header, lookup, operation.value, terms);
                     continue;
                 }
                 OperationKind::Commit(number, terms) => match self.sessions.take(request.header, number) {
                     Some(value) => {
-                        self.put_on(request.header, operation.key, *hash, &value, terms);
+                        self.put_on(request.header, lookup, &value, terms);
                         continue;
                     }
                     None => OpResult::NotExecuted(Reason::NotStaged),
                 },
                 OperationKind::Add { delta, ttl_ms } => {
-                    self.add(request.header, operation.key, *hash, delta, ttl_ms);
+                    self.add(request.header, lookup, delta, ttl_ms);
                     continue;
                 }
                 OperationKind::Get => unreachable!("a request of writes holds no get: Operations::new"),
@@ -609,12 +609,12 @@ impl Worker {
     }
 
     #[inline]
-    fn put(&mut self, key: Key<'_>, hash: u64, value: &[u8]) -> OpResult<'static> {
+    fn put(&mut self, lookup: &Lookup<'_>, value: &[u8]) -> OpResult<'static> {
         self.counters.puts += 1;
         if is_active(Mutant::LostWrite) && self.counters.puts.is_multiple_of(16) {
             return OpResult::Done;
         }
-        match self.store.put(key, hash, value, Terms::NONE) {
+        match self.store.put_probed(lookup.key, lookup.hash, lookup.probe, value, Terms::NONE) {
             Ok(_) => OpResult::Done,
             Err(refusal) => self.refused(refusal).0,
         }
@@ -622,11 +622,11 @@ impl Worker {
 
     /// Stores a value on terms and keeps the result.
     #[inline(never)]
-    fn put_on(&mut self, header: &RequestHeader, key: Key<'_>, hash: u64, value: &[u8], terms: Terms) {
+    fn put_on(&mut self, header: &RequestHeader, lookup: &Lookup<'_>, value: &[u8], terms: Terms) {
         self.counters.puts += 1;
         let terms =
             if is_active(Mutant::ConditionIgnored) { Terms::NONE.for_ms(terms.ttl_ms) } else { terms };
-        match self.store.put(key, hash, value, terms) {
+        match self.store.put_probed(lookup.key, lookup.hash, lookup.probe, value, terms) {
             Ok(_) => self.sessions.slot(header).keep(&OpResult::Done),
             Err(refusal) => self.keep_refusal(header, refusal),
         }
@@ -634,19 +634,12 @@ impl Worker {
 
     /// Adds to a number and keeps what it was before.
     #[inline(never)]
-    fn add(
-        &mut self,
-        header: &RequestHeader,
-        key: Key<'_>,
-        hash: u64,
-        delta: u64,
-        ttl_ms: Option<NonZeroU32>,
-    ) {
+    fn add(&mut self, header: &RequestHeader, lookup: &Lookup<'_>, delta: u64, ttl_ms: Option<NonZeroU32>) {
         self.counters.adds += 1;
         if !self.sessions.has_room_for_number(header) {
             return self.keep_refusal(header, Refusal::NoSpace);
         }
-        match self.store.add(key, hash, delta, ttl_ms) {
+        match self.store.add(lookup.key, lookup.hash, delta, ttl_ms) {
             Ok(sum) => self.sessions.keep_sum(header, sum.former),
             Err(refusal) => self.keep_refusal(header, refusal),
         }
