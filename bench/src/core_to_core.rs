@@ -127,7 +127,8 @@ impl Court {
     }
 }
 
-fn median(mut values: Vec<f64>) -> Option<f64> {
+/// The middle one of them, the greater of the middle two if there are two.
+pub(crate) fn median(mut values: Vec<f64>) -> Option<f64> {
     values.sort_unstable_by(f64::total_cmp);
     values.get(values.len() / 2).copied()
 }

@@ -1,4 +1,4 @@
-//! What `linerate-bench` is made of: a measurement from beginning to end ([`run`], [`ceiling`], [`wire`]) as it was asked for
+//! What `linerate-bench` is made of: a measurement from beginning to end ([`run`], [`ceiling`], [`wire`], [`store`]) as it was asked for
 //! ([`options`]), what a client thread does ([`load`]: [`workload`], [`key`], [`value`]), whether the answers were those of
 //! a linearizable store ([`check`]), what is measured ([`latency`], [`core_to_core`]) and what is reported ([`output`],
 //! [`results`]).
@@ -19,6 +19,7 @@ pub mod options;
 pub mod output;
 pub mod results;
 pub mod run;
+pub mod store;
 pub mod value;
 pub mod wire;
 pub mod workload;

@@ -13,10 +13,11 @@ use anyhow::Context;
 use clap::Parser;
 use linerate_bench::{
     ceiling::ceiling,
-    options::{Command, DemoOptions, Options, RunOptions, WireOptions},
+    options::{Command, DemoOptions, Options, RunOptions, StoreOptions, WireOptions},
     output::{Environment, Report, table},
     results,
     run::{run, stop_on_signals},
+    store::{StoreReport, store, store_sweep, store_table, sweep_table},
     wire::{WireReport, WireResult, wire, wire_table},
 };
 use linerate_dataplane::transport::{Transport, Wanted};
@@ -53,6 +54,7 @@ fn execute(options: Options) -> anyhow::Result<Verdict> {
         Command::Run(options) => show(&options, run(&options, &stop)?),
         Command::Ceiling(options) => show(&options, ceiling(&options, &stop)?),
         Command::Wire(options) => show_wire(&options, &wire(&options, &stop)?),
+        Command::Store(options) => show_store(&options, &stop),
     }
 }
 
@@ -99,6 +101,40 @@ fn show_wire(options: &WireOptions, report: &WireReport) -> anyhow::Result<Verdi
     }
     let mut measured = report.ports.iter().filter_map(|(_, result)| result.measured());
     measured.try_fold(Verdict::Right, |_, measured| check(&measured.report))
+}
+
+fn show_store(options: &StoreOptions, stop: &AtomicBool) -> anyhow::Result<Verdict> {
+    if !options.sweep {
+        let report = store(options, stop)?;
+        return show_measured(options, &report, &[&report], || store_table(&report));
+    }
+    let sweep = store_sweep(options, stop)?;
+    let points: Vec<_> = sweep.points.iter().collect();
+    show_measured(options, &sweep, &points, || sweep_table(&sweep))
+}
+
+/// Shows what was measured of the store, however much of it; it is an error when a value was wrong.
+fn show_measured(
+    options: &StoreOptions,
+    result: &impl Serialize,
+    reports: &[&StoreReport],
+    table: impl Fn() -> String,
+) -> anyhow::Result<Verdict> {
+    match &options.json {
+        Some(target) => target.write(result)?,
+        None => say(&table())?,
+    }
+    if let Some(first) = reports.first() {
+        keep(options.keep.as_deref(), result, &first.environment)?;
+    }
+    for report in reports {
+        let (wrong, misses, records) = (report.wrong_values, report.misses, report.config.records);
+        anyhow::ensure!(
+            wrong == 0 && misses == 0,
+            "with {records} records {wrong} values were wrong and {misses} operations did not find their key: this is a bug"
+        );
+    }
+    Ok(Verdict::Right)
 }
 
 fn keep(name: Option<&str>, result: &impl Serialize, environment: &Environment) -> anyhow::Result<()> {

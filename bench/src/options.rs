@@ -7,6 +7,7 @@ use std::{
 };
 
 use anyhow::Context;
+use bytesize::ByteSize;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use linerate_client::{Order, SessionConfig};
 use linerate_dataplane::{
@@ -26,6 +27,12 @@ use crate::{
 
 /// Seconds of load before each measurement of a comparison, which has many.
 const WIRE_WARMUP: f64 = 0.3;
+
+/// Records that the store can be measured with: fewer would not fill a few batches, more have no place in one store.
+const STORE_RECORDS: std::ops::RangeInclusive<i64> = 1_000..=STORE_RECORDS_MAX as i64;
+
+/// Most records that the store is measured with.
+pub const STORE_RECORDS_MAX: u32 = 100_000_000;
 
 /// Measures linerate with the workloads of YCSB. Without a command: the demo.
 #[derive(Debug, Parser)]
@@ -47,6 +54,8 @@ pub enum Command {
     Ceiling(RunOptions),
     /// All ports on real frames, between network namespaces of their own (needs root)
     Wire(WireOptions),
+    /// The store alone, without a network: time per operation, memory per record, and hash tables beside it
+    Store(StoreOptions),
 }
 
 /// The demo can be made shorter, and nothing else.
@@ -180,6 +189,50 @@ pub struct WireOptions {
     /// What the server does when nothing arrives: spin or epoll
     #[arg(long, default_value = "epoll")]
     pub idle: Idle,
+    /// Seed of all random choices
+    #[arg(long, default_value_t = 1)]
+    pub seed: u64,
+    /// Write the result as JSON to this file, - for standard output
+    #[arg(long, value_name = "FILE")]
+    pub json: Option<JsonTarget>,
+    /// Keep the result as a directory of this name under bench/results
+    #[arg(long, value_name = "NAME")]
+    pub keep: Option<String>,
+}
+
+/// The store of one core, measured alone.
+#[derive(Clone, Debug, Args)]
+pub struct StoreOptions {
+    /// Records stored
+    #[arg(long, default_value_t = 1_000_000, value_parser = clap::value_parser!(u32).range(STORE_RECORDS))]
+    pub records: u32,
+    /// Measure 1,000 records, 10,000 and so on, as far as the memory of this machine goes
+    #[arg(long, conflicts_with = "records")]
+    pub sweep: bool,
+    /// Bytes per value: a number, or a range such as 64-256
+    #[arg(long, default_value = "128")]
+    pub value_len: ValueLen,
+    /// Exponent of the Zipf law, 0 to 10
+    #[arg(long, default_value = "0.99")]
+    pub theta: Theta,
+    /// Operations that are looked up together, 1 to 1024
+    #[arg(long, default_value_t = 64, value_parser = clap::value_parser!(u16).range(1..=1024))]
+    pub batch: u16,
+    /// Seconds of each measurement in each round
+    #[arg(long, default_value_t = 0.2, value_parser = seconds)]
+    pub duration: f64,
+    /// Rounds, in each of which everything is measured once; the median counts
+    #[arg(long, default_value_t = 5, value_parser = clap::value_parser!(u8).range(1..=99))]
+    pub rounds: u8,
+    /// CPU to measure on [default: the last one allowed]
+    #[arg(long)]
+    pub cpu: Option<usize>,
+    /// Hash tables to compare with are left out beyond so many records; 0 leaves them out
+    #[arg(long, default_value_t = 10_000_000, value_name = "RECORDS")]
+    pub peers_records_max: u32,
+    /// Memory of the store that is filled until it refuses, 1MiB to 64GiB
+    #[arg(long, default_value = "256MiB", value_name = "SIZE", value_parser = fill_memory)]
+    pub fill_memory: ByteSize,
     /// Seed of all random choices
     #[arg(long, default_value_t = 1)]
     pub seed: u64,
@@ -424,6 +477,13 @@ fn seconds(text: &str) -> Result<f64, String> {
 
 fn seconds_or_none(text: &str) -> Result<f64, String> {
     seconds_from(text, 0.0)
+}
+
+fn fill_memory(text: &str) -> Result<ByteSize, String> {
+    let size: ByteSize =
+        text.parse().map_err(|_| format!("`{text}` is no size: give one such as 256MiB or 1GiB"))?;
+    let range = ByteSize::mib(1)..=ByteSize::gib(64);
+    if range.contains(&size) { Ok(size) } else { Err("give 1MiB to 64GiB".to_owned()) }
 }
 
 fn fault_share(text: &str) -> Result<f64, String> {

@@ -170,8 +170,6 @@ impl Environment {
     #[must_use]
     pub fn look(now: SystemTime) -> Self {
         let cpu_info = fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
-        let memory_info = fs::read_to_string("/proc/meminfo").unwrap_or_default();
-        let kib = |text: &str| text.strip_suffix("kB")?.trim().parse::<u64>().ok();
         Self {
             date: utc(now),
             version: env!("CARGO_PKG_VERSION"),
@@ -180,9 +178,16 @@ impl Environment {
             kernel: fs::read_to_string("/proc/sys/kernel/osrelease").ok().map(|text| text.trim().to_owned()),
             cpu_model: field(&cpu_info, "model name").map(str::to_owned),
             cores: thread::available_parallelism().map_or(1, usize::from),
-            memory_bytes: field(&memory_info, "MemTotal").and_then(kib).map(|kib| kib * 1024),
+            memory_bytes: memory_bytes("MemTotal"),
         }
     }
+}
+
+/// What the kernel says of the machine's memory under this name, in bytes.
+pub(crate) fn memory_bytes(name: &str) -> Option<u64> {
+    let lines = fs::read_to_string("/proc/meminfo").ok()?;
+    let kib: u64 = field(&lines, name)?.strip_suffix("kB")?.trim().parse().ok()?;
+    Some(kib * 1024)
 }
 
 /// The value of the first line `name : value`.

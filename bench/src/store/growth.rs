@@ -1,0 +1,143 @@
+//! Puts into an empty store while its index grows: what they cost on average, and the longest pause.
+//!
+//! Every round does the same work, as the seeds are the same, so the shortest time that a batch took in any round is
+//! what it costs without the other programs of the machine; the longest of these is the pause that a growing index
+//! makes.
+
+use std::{sync::atomic::AtomicBool, time::Instant};
+
+use linerate_proto::wire::Terms;
+use linerate_server::store::{Store, VALUE_LEN_MAX};
+
+use crate::{
+    run::check_stop,
+    store::{
+        new_store,
+        staged::{self, Values},
+    },
+    workload::{Draw, ValueLen},
+};
+
+/// What inserting has taken.
+#[derive(Debug, Default)]
+pub(super) struct Growth {
+    /// Nanoseconds per insert in each round.
+    pub(super) insert_ns: Vec<f64>,
+    /// Nanoseconds of each batch, the least of all rounds.
+    batches_ns: Vec<u32>,
+    /// The longest batch of any round.
+    longest_ns: u32,
+}
+
+impl Growth {
+    /// Inserts all records into an empty store once more.
+    ///
+    /// # Errors
+    /// When the store cannot be had or refuses a record, or `stop` is set.
+    pub(super) fn round(
+        &mut self,
+        records: u32,
+        lens: ValueLen,
+        batch: usize,
+        seed: u64,
+        stop: &AtomicBool,
+    ) -> anyhow::Result<()> {
+        let mut store = new_store(records, lens, seed)?;
+        touch(&mut store);
+        let mut values = Values::new(lens);
+        let mut draws = Vec::with_capacity(batch);
+        let mut total_ns = 0;
+        for (number, first) in (0..records).step_by(batch).enumerate() {
+            if number % 1_024 == 0 {
+                check_stop(stop)?;
+            }
+            draws.clear();
+            draws.extend((first..records.min(first.saturating_add(batch as u32))).map(Draw::put));
+            values.make(&draws, |_| true);
+            let mut lookups = Vec::with_capacity(batch);
+            let begun = Instant::now();
+            let done = staged::puts(&mut store, &draws, &mut lookups, &values, 0, Terms::default());
+            let ns = begun.elapsed().as_nanos();
+            anyhow::ensure!(done == draws.len(), "the store is full after {first} of {records} records");
+            total_ns += ns;
+            self.note(number, u32::try_from(ns).unwrap_or(u32::MAX));
+        }
+        self.insert_ns.push(total_ns as f64 / f64::from(records));
+        Ok(())
+    }
+
+    fn note(&mut self, number: usize, ns: u32) {
+        self.longest_ns = self.longest_ns.max(ns);
+        match self.batches_ns.get_mut(number) {
+            Some(least) => *least = (*least).min(ns),
+            None => self.batches_ns.push(ns),
+        }
+    }
+
+    /// Microseconds that a batch takes at this quantile, 0 to 1, of the times that are the least of all rounds.
+    pub(super) fn quantile_us(&self, quantile: f64) -> f64 {
+        let mut sorted = self.batches_ns.clone();
+        sorted.sort_unstable();
+        let index = ((sorted.len() as f64 * quantile) as usize).min(sorted.len().saturating_sub(1));
+        sorted.get(index).map_or(0.0, |&ns| f64::from(ns) / 1e3)
+    }
+
+    /// Microseconds of the longest batch of any round, whatever kept it.
+    pub(super) fn longest_us(&self) -> f64 {
+        f64::from(self.longest_ns) / 1e3
+    }
+}
+
+/// Has the kernel provide all memory of an empty store, and leaves it empty. Few and long values do it, so that the
+/// index remains as small as it was.
+fn touch(store: &mut Store) {
+    let memory_len = store.memory().cap_len;
+    let value = vec![0; VALUE_LEN_MAX];
+    let mut draws = Vec::new();
+    for len in [VALUE_LEN_MAX, VALUE_LEN_MAX / 16, VALUE_LEN_MAX / 256] {
+        // Refused for good at the latest when as much was put as there is memory.
+        for _ in 0..memory_len / len {
+            let draw = Draw::put(draws.len() as u32);
+            let hash = store.hash(draw.key());
+            if store.put(draw.key(), hash, &value[..len], Terms::default()).is_err() {
+                break;
+            }
+            draws.push(draw);
+        }
+    }
+    for draw in &draws {
+        let hash = store.hash(draw.key());
+        store.delete(draw.key(), hash);
+    }
+    assert!(store.is_empty(), "what was put was deleted");
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Goal: the pause is that of the work and not of the machine. Method: three rounds of known times, of which each
+    /// has a disturbed batch.
+    #[test]
+    fn what_disturbs_one_round_does_not_count() {
+        let mut growth = Growth::default();
+        for round in [[1_000, 9_000, 3_000], [8_000, 2_000, 4_000], [1_500, 2_500, 70_000]] {
+            round.into_iter().enumerate().for_each(|(number, ns)| growth.note(number, ns));
+        }
+        assert_eq!(growth.batches_ns, [1_000, 2_000, 3_000]);
+        assert_eq!((growth.quantile_us(1.0), growth.quantile_us(0.5)), (3.0, 2.0));
+        assert_eq!(growth.longest_us(), 70.0);
+        assert_eq!(Growth::default().quantile_us(1.0), 0.0);
+    }
+
+    /// Goal: all memory is there before the clock starts, and the store is as good as new. Method: touch one, then put
+    /// what fits an untouched one.
+    #[test]
+    fn touching_leaves_the_store_empty() {
+        let lens = ValueLen::new(100, 100).unwrap();
+        let mut growth = Growth::default();
+        growth.round(5_000, lens, 64, 7, &AtomicBool::new(false)).unwrap();
+        assert_eq!(growth.batches_ns.len(), 5_000_usize.div_ceil(64));
+        assert!(growth.insert_ns[0] > 0.0);
+    }
+}
