@@ -182,7 +182,7 @@ fn get(store: &Store, lookup: &Lookup<'_>, reply: &mut [u8]) -> bool {
 
 #[inline(always)]
 fn put(store: &mut Store, lookup: &Lookup<'_>, value: &[u8]) -> bool {
-    store.put(lookup.key, lookup.hash, value, Terms::default()).is_ok()
+    store.put_probed(lookup.key, lookup.hash, lookup.probe, value, Terms::default()).is_ok()
 }
 
 /// All operations in one shape, `parameter` of the group.

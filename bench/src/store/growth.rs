@@ -4,7 +4,10 @@
 //! what it costs without the other programs of the machine; the longest of these is the pause that a growing index
 //! makes.
 
-use std::{sync::atomic::AtomicBool, time::Instant};
+use std::{
+    sync::atomic::AtomicBool,
+    time::{Duration, Instant},
+};
 
 use linerate_proto::wire::Terms;
 use linerate_server::store::{Store, VALUE_LEN_MAX};
@@ -13,7 +16,7 @@ use crate::{
     run::check_stop,
     store::{
         new_store,
-        staged::{self, Values},
+        staged::{self, Values, chunk_len, timed},
     },
     workload::{Draw, ValueLen},
 };
@@ -45,28 +48,35 @@ impl Growth {
         let mut store = new_store(records, lens, seed)?;
         touch(&mut store);
         let mut values = Values::new(lens);
-        let mut draws = Vec::with_capacity(batch);
-        let mut total_ns = 0;
-        for (number, first) in (0..records).step_by(batch).enumerate() {
-            if number % 1_024 == 0 {
-                check_stop(stop)?;
-            }
+        let chunk_len = chunk_len(batch, lens);
+        let mut draws = Vec::with_capacity(chunk_len);
+        let mut spent = Duration::ZERO;
+        let mut number = 0;
+        for first in (0..records).step_by(chunk_len) {
+            check_stop(stop)?;
             draws.clear();
-            draws.extend((first..records.min(first.saturating_add(batch as u32))).map(Draw::put));
+            draws.extend((first..records.min(first.saturating_add(chunk_len as u32))).map(Draw::put));
             values.make(&draws, |_| true);
             let mut lookups = Vec::with_capacity(batch);
-            let begun = Instant::now();
-            let done = staged::puts(&mut store, &draws, &mut lookups, &values, 0, Terms::default());
-            let ns = begun.elapsed().as_nanos();
+            let (time, done) = timed(|| {
+                let mut done = 0;
+                for (batch, first) in draws.chunks(batch).zip((0..).step_by(batch)) {
+                    let begun = Instant::now();
+                    done += staged::puts(&mut store, batch, &mut lookups, &values, first, Terms::default());
+                    self.note(number, begun.elapsed());
+                    number += 1;
+                }
+                done
+            });
+            spent += time;
             anyhow::ensure!(done == draws.len(), "the store is full after {first} of {records} records");
-            total_ns += ns;
-            self.note(number, u32::try_from(ns).unwrap_or(u32::MAX));
         }
-        self.insert_ns.push(total_ns as f64 / f64::from(records));
+        self.insert_ns.push(spent.as_nanos() as f64 / f64::from(records));
         Ok(())
     }
 
-    fn note(&mut self, number: usize, ns: u32) {
+    fn note(&mut self, number: usize, time: Duration) {
+        let ns = u32::try_from(time.as_nanos()).unwrap_or(u32::MAX);
         self.longest_ns = self.longest_ns.max(ns);
         match self.batches_ns.get_mut(number) {
             Some(least) => *least = (*least).min(ns),
@@ -122,7 +132,10 @@ mod tests {
     fn what_disturbs_one_round_does_not_count() {
         let mut growth = Growth::default();
         for round in [[1_000, 9_000, 3_000], [8_000, 2_000, 4_000], [1_500, 2_500, 70_000]] {
-            round.into_iter().enumerate().for_each(|(number, ns)| growth.note(number, ns));
+            round
+                .into_iter()
+                .enumerate()
+                .for_each(|(number, ns)| growth.note(number, Duration::from_nanos(ns)));
         }
         assert_eq!(growth.batches_ns, [1_000, 2_000, 3_000]);
         assert_eq!((growth.quantile_us(1.0), growth.quantile_us(0.5)), (3.0, 2.0));

@@ -18,7 +18,7 @@ use super::{
     growth::Growth,
     new_store,
     peers::{self, Peers},
-    staged::{self, Reply, Values, chunk_len, len_of},
+    staged::{self, Reply, Values, chunk_len, len_of, timed},
 };
 use crate::{
     key::key_len,
@@ -150,12 +150,13 @@ fn load(
     for_chunks(records, chunk_len(batch, lens), "storing records", stop, |draws| {
         values.make(draws, |_| true);
         let mut lookups = Vec::with_capacity(batch);
-        let begun = Instant::now();
-        let mut done = 0;
-        for (number, batch_draws) in draws.chunks(batch).enumerate() {
-            done += staged::puts(&mut store, batch_draws, &mut lookups, &values, number * batch, terms);
-        }
-        spent += begun.elapsed();
+        let (time, done) = timed(|| {
+            let put = |(number, batch_draws)| {
+                staged::puts(&mut store, batch_draws, &mut lookups, &values, number * batch, terms)
+            };
+            draws.chunks(batch).enumerate().map(put).sum::<usize>()
+        });
+        spent += time;
         let count = store.len();
         anyhow::ensure!(done == draws.len(), "the store is full after {count} of {records} records");
         Ok(())
@@ -411,14 +412,6 @@ impl Pace<'_> {
             core_share: (cpu / begun.elapsed().as_nanos() as f64).min(1.0),
         })
     }
-}
-
-/// How long some work takes, and what it returns.
-#[inline(always)]
-fn timed(work: impl FnOnce() -> usize) -> (Duration, usize) {
-    let begun = Instant::now();
-    let done = work();
-    (begun.elapsed(), done)
 }
 
 #[cfg(test)]

@@ -3,9 +3,9 @@
 //!
 //! Operations are made as the server's worker makes them, a batch at a time: all keys are hashed and their buckets asked
 //! for, then all are probed and their items asked for, then each is executed, a get with a copy of its value into a
-//! buffer like that of replies. Keys are drawn, and the values of puts made, before the clock starts. Other programs of
-//! the machine disturb a round more than the next one, so all measurements take turns and the median of all rounds
-//! counts.
+//! buffer like that of replies. Keys are drawn, and the values of puts made, before the clock starts. The clock is that of
+//! the thread's time on the CPU. Yet other programs of the machine empty caches and disturb a round more than the next
+//! one, so all measurements take turns and the median of all rounds counts.
 
 mod growth;
 mod measure;
@@ -45,6 +45,9 @@ const PEERS_RECORD_OVERHEAD: u64 = 3 * 112;
 
 /// Memory of all that does not grow with the records: drawn operations, buffers, the program.
 const BASE_LEN: u64 = (2 * STREAM_LEN * size_of::<Draw>()) as u64 + (64 << 20);
+
+/// Least operations of a cycle, of which branch predictors learn none by heart.
+const STREAM_LEN_MIN: usize = 1 << 17;
 
 /// Least records of a sweep; each further step has ten times as many.
 const SWEEP_FROM: u32 = 1_000;
@@ -87,6 +90,11 @@ fn cpu(options: &StoreOptions) -> anyhow::Result<usize> {
     let cpu = options.cpu.or_else(|| allowed.last().copied()).unwrap_or(0);
     CoreList::new(vec![cpu])?.check(&allowed)?;
     Ok(cpu)
+}
+
+/// Operations of a cycle: enough for every record to have its turns, within what a cycle usually has.
+fn stream_len(records: u32) -> usize {
+    (16 * records as usize).clamp(STREAM_LEN_MIN, STREAM_LEN)
 }
 
 /// Refuses what the machine has no memory for, before any of it is filled.
@@ -155,9 +163,10 @@ fn point(
 ) -> anyhow::Result<StoreReport> {
     let environment = Environment::look(SystemTime::now());
     let draw = |keys, name| {
-        let bar = progress_bar(STREAM_LEN as u64, name);
+        let len = stream_len(records);
+        let bar = progress_bar(len as u64, name);
         let law = StreamLaw { workload: Workload::B, keys, records };
-        let mut streams = draw_streams(&law, 1, STREAM_LEN, options.seed, |drawn| bar.inc(drawn as u64));
+        let mut streams = draw_streams(&law, 1, len, options.seed, |drawn| bar.inc(drawn as u64));
         bar.finish_and_clear();
         streams.remove(0)
     };

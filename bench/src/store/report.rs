@@ -110,7 +110,7 @@ impl Measure {
     }
 }
 
-/// Nanoseconds per operation, a number for each round. As JSON the median of each measurement by its name, `null` for one
+/// Nanoseconds on the CPU per operation, a number for each round. As JSON the median of each measurement by its name, `null` for one
 /// that was not made, and in `spread` the least, the most and all rounds.
 #[derive(Clone, Debug, Default)]
 pub struct Times(Vec<(Measure, f64)>);
@@ -199,7 +199,8 @@ pub struct StoreReport {
     /// Values that were not what was put, of all records and tables, looked at between the measurements; more than 0 is a
     /// bug.
     pub wrong_values: u64,
-    /// Least share of its CPU that a measurement had: well below 1, something else ran there, and the times are too long.
+    /// Least share of its CPU that a measurement had: well below 1, something else ran there. That
+    /// does not count as time, but has emptied the caches.
     pub core_share_min: f64,
     /// What was asked for.
     pub config: StoreConfig,

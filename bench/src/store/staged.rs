@@ -1,8 +1,13 @@
 //! Operations on a store as the server's worker makes them: each stage for a whole batch.
 
+use std::time::Duration;
+
 use linerate_client::Key;
 use linerate_proto::wire::Terms;
-use linerate_server::store::{Probe, Store};
+use linerate_server::{
+    stats::thread_cpu_ns,
+    store::{Probe, Store},
+};
 
 use crate::{
     value::{self, writer},
@@ -16,12 +21,23 @@ const REPLY_LEN: usize = 64 << 10;
 /// received are.
 const VALUES_LEN: usize = 128 << 10;
 
-/// Batches between two looks at the clock, at most.
-const BATCHES_MAX: usize = 16;
+/// Operations between two looks at the clock, at most. A look is a system call of some 100 ns.
+const CHUNK_LEN: usize = 1_024;
 
-/// Operations between two looks at the clock: whole batches, 1,024 operations if their values are short.
+/// Operations between two looks at the clock: as many whole batches as [`CHUNK_LEN`] and the room for values allow, at
+/// least one.
 pub(super) fn chunk_len(batch: usize, lens: ValueLen) -> usize {
-    batch * (VALUES_LEN / (batch * lens.max().max(1))).clamp(1, BATCHES_MAX)
+    let len = (VALUES_LEN / lens.max().max(1)).min(CHUNK_LEN);
+    batch * (len / batch).max(1)
+}
+
+/// How long some work has this thread on the CPU, and what it returns. What other programs do there meanwhile does not
+/// count, though it empties the caches.
+#[inline(always)]
+pub(super) fn timed<T>(work: impl FnOnce() -> T) -> (Duration, T) {
+    let begun = thread_cpu_ns();
+    let result = work();
+    (Duration::from_nanos(thread_cpu_ns() - begun), result)
 }
 
 /// Length of all values of a record.
@@ -162,7 +178,7 @@ pub(super) fn puts<'k>(
     let mut done = 0;
     for ((index, draw), lookup) in (first..).zip(batch).zip(lookups.iter()) {
         let value = values.of(index, draw.record());
-        done += usize::from(store.put(lookup.key, lookup.hash, value, terms).is_ok());
+        done += usize::from(store.put_probed(lookup.key, lookup.hash, lookup.probe, value, terms).is_ok());
     }
     done
 }
@@ -182,7 +198,9 @@ pub(super) fn mixed<'k>(
     for ((index, draw), lookup) in (first..).zip(batch).zip(lookups.iter()) {
         if draw.is_put() {
             let value = values.of(index, draw.record());
-            done += usize::from(store.put(lookup.key, lookup.hash, value, Terms::default()).is_ok());
+            done += usize::from(
+                store.put_probed(lookup.key, lookup.hash, lookup.probe, value, Terms::default()).is_ok(),
+            );
         } else if let Some(found) = store.get_probed(lookup.key, lookup.hash, lookup.probe) {
             each(index, found.value);
             done += 1;
@@ -196,4 +214,36 @@ pub(super) fn mixed<'k>(
 pub(super) fn deletes<'k>(store: &mut Store, batch: &'k [Draw], lookups: &mut Vec<Lookup<'k>>) -> usize {
     look_up(store, batch, lookups);
     lookups.iter().filter(|lookup| store.delete(lookup.key, lookup.hash).is_some()).count()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Goal: the clock is looked at after whole batches, not too often and not too seldom. Method: deep and shallow
+    /// batches, short and long values.
+    #[test]
+    fn chunks_are_whole_batches() {
+        for (batch, len, chunk) in [
+            (64, 128, 1_024),
+            (1, 128, 1_024),
+            (100, 128, 1_000),
+            (1_024, 16, 1_024),
+            (64, 16_384, 64),
+            (1, 0, 1_024),
+        ] {
+            assert_eq!(chunk_len(batch, ValueLen::new(len, len).unwrap()), chunk, "{batch} of {len} bytes");
+        }
+    }
+
+    /// Goal: values are copied one behind the other and start over instead of beyond the end. Method: fill the buffer
+    /// with values that do not divide it, and one of its whole length.
+    #[test]
+    fn replies_start_over() {
+        let mut reply = Reply::new(100_000);
+        (0..3).for_each(|number| reply.push(&[number; 40_000]));
+        assert_eq!((reply.len, reply.bytes[0], reply.bytes[40_000], reply.bytes[80_000]), (40_000, 2, 1, 0));
+        reply.push(&[9; 100_000]);
+        assert_eq!((reply.len, reply.bytes[99_999]), (100_000, 9));
+    }
 }
