@@ -104,11 +104,11 @@ fn show_wire(options: &WireOptions, report: &WireReport) -> anyhow::Result<Verdi
 }
 
 fn show_store(options: &StoreOptions, stop: &AtomicBool) -> anyhow::Result<Verdict> {
-    if !options.sweep {
+    let Some(records_max) = options.sweep else {
         let report = store(options, stop)?;
         return show_measured(options, &report, &[&report], || store_table(&report));
-    }
-    let sweep = store_sweep(options, stop)?;
+    };
+    let sweep = store_sweep(options, records_max, stop)?;
     let points: Vec<_> = sweep.points.iter().collect();
     show_measured(options, &sweep, &points, || sweep_table(&sweep))
 }

@@ -29,10 +29,7 @@ use crate::{
 const WIRE_WARMUP: f64 = 0.3;
 
 /// Records that the store can be measured with: fewer would not fill a few batches, more have no place in one store.
-const STORE_RECORDS: std::ops::RangeInclusive<i64> = 1_000..=STORE_RECORDS_MAX as i64;
-
-/// Most records that the store is measured with.
-pub const STORE_RECORDS_MAX: u32 = 100_000_000;
+const STORE_RECORDS: std::ops::RangeInclusive<i64> = 1_000..=100_000_000;
 
 /// Measures linerate with the workloads of YCSB. Without a command: the demo.
 #[derive(Debug, Parser)]
@@ -206,9 +203,10 @@ pub struct StoreOptions {
     /// Records stored
     #[arg(long, default_value_t = 1_000_000, value_parser = clap::value_parser!(u32).range(STORE_RECORDS))]
     pub records: u32,
-    /// Measure 1,000 records, 10,000 and so on, as far as the memory of this machine goes
-    #[arg(long, conflicts_with = "records")]
-    pub sweep: bool,
+    /// Measure 1,000 records, 10,000 and so on, up to so many or as far as the memory of this machine goes
+    #[arg(long, conflicts_with = "records", num_args = 0..=1, default_missing_value = "100000000",
+        value_name = "RECORDS", value_parser = clap::value_parser!(u32).range(STORE_RECORDS))]
+    pub sweep: Option<u32>,
     /// Bytes per value: a number, or a range such as 64-256
     #[arg(long, default_value = "128")]
     pub value_len: ValueLen,
@@ -230,7 +228,8 @@ pub struct StoreOptions {
     /// Hash tables to compare with are left out beyond so many records; 0 leaves them out
     #[arg(long, default_value_t = 10_000_000, value_name = "RECORDS")]
     pub peers_records_max: u32,
-    /// Memory of the store that is filled until it refuses, 1MiB to 64GiB
+    /// Memory of the server whose store is filled until it refuses, 1MiB to 32GiB; all is the store's when it is too little
+    /// for a server
     #[arg(long, default_value = "256MiB", value_name = "SIZE", value_parser = fill_memory)]
     pub fill_memory: ByteSize,
     /// Seed of all random choices
@@ -482,8 +481,8 @@ fn seconds_or_none(text: &str) -> Result<f64, String> {
 fn fill_memory(text: &str) -> Result<ByteSize, String> {
     let size: ByteSize =
         text.parse().map_err(|_| format!("`{text}` is no size: give one such as 256MiB or 1GiB"))?;
-    let range = ByteSize::mib(1)..=ByteSize::gib(64);
-    if range.contains(&size) { Ok(size) } else { Err("give 1MiB to 64GiB".to_owned()) }
+    let range = ByteSize::mib(1)..=ByteSize::gib(32);
+    if range.contains(&size) { Ok(size) } else { Err("give 1MiB to 32GiB".to_owned()) }
 }
 
 fn fault_share(text: &str) -> Result<f64, String> {

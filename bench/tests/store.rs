@@ -104,6 +104,20 @@ fn people_get_a_table() {
     }
 }
 
+/// Goal: a sweep has a report for each number of records, or a column. Method: the two smallest.
+#[test]
+fn a_sweep_goes_up_in_steps_of_ten() {
+    let sweep = json("--sweep 99999");
+    assert_eq!(sweep["ended"], Value::Null);
+    let points = sweep["points"].as_array().unwrap();
+    let records: Vec<_> = points.iter().map(|point| point["config"]["records"].as_u64().unwrap()).collect();
+    assert_eq!(records, [1_000, 10_000]);
+    assert!(points.iter().all(|point| point["get_ns"].as_f64() > Some(0.0) && point["wrong_values"] == 0));
+    let output = bench(&format!("--sweep 1000 {SHORT}"));
+    let table = String::from_utf8(output.stdout).unwrap();
+    assert!(table.contains("1,000") && table.contains("dashmap get"), "{table}");
+}
+
 /// Goal: bad input is refused in a sentence that says what would be right, before anything is measured. Method: one of
 /// each.
 #[test]
@@ -121,10 +135,11 @@ fn bad_input_names_the_allowed_range() {
         ("--rounds 100", "1..=99"),
         ("--cpu 1023", "the allowed cores are"),
         ("--cpu 1024", "0 to at most 1023"),
-        ("--fill-memory 1023KiB", "1MiB to 64GiB"),
-        ("--fill-memory 65GiB", "1MiB to 64GiB"),
+        ("--fill-memory 1023KiB", "1MiB to 32GiB"),
+        ("--fill-memory 33GiB", "1MiB to 32GiB"),
         ("--fill-memory much", "256MiB"),
         ("--sweep --records 1000", "--records"),
+        ("--sweep 999", "1000..=100000000"),
         ("--records 100000000 --value-len 1048576", "are available: give fewer --records"),
     ] {
         let output = bench(arguments);

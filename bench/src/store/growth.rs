@@ -10,7 +10,6 @@ use std::{
 };
 
 use linerate_proto::wire::Terms;
-use linerate_server::store::{Store, VALUE_LEN_MAX};
 
 use crate::{
     run::check_stop,
@@ -46,7 +45,7 @@ impl Growth {
         stop: &AtomicBool,
     ) -> anyhow::Result<()> {
         let mut store = new_store(records, lens, seed)?;
-        touch(&mut store);
+        store.prefault()?;
         let mut values = Values::new(lens);
         let chunk_len = chunk_len(batch, lens);
         let mut draws = Vec::with_capacity(chunk_len);
@@ -98,30 +97,6 @@ impl Growth {
     }
 }
 
-/// Has the kernel provide all memory of an empty store, and leaves it empty. Few and long values do it, so that the
-/// index remains as small as it was.
-fn touch(store: &mut Store) {
-    let memory_len = store.memory().cap_len;
-    let value = vec![0; VALUE_LEN_MAX];
-    let mut draws = Vec::new();
-    for len in [VALUE_LEN_MAX, VALUE_LEN_MAX / 16, VALUE_LEN_MAX / 256] {
-        // Refused for good at the latest when as much was put as there is memory.
-        for _ in 0..memory_len / len {
-            let draw = Draw::put(draws.len() as u32);
-            let hash = store.hash(draw.key());
-            if store.put(draw.key(), hash, &value[..len], Terms::default()).is_err() {
-                break;
-            }
-            draws.push(draw);
-        }
-    }
-    for draw in &draws {
-        let hash = store.hash(draw.key());
-        store.delete(draw.key(), hash);
-    }
-    assert!(store.is_empty(), "what was put was deleted");
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -143,10 +118,9 @@ mod tests {
         assert_eq!(Growth::default().quantile_us(1.0), 0.0);
     }
 
-    /// Goal: all memory is there before the clock starts, and the store is as good as new. Method: touch one, then put
-    /// what fits an untouched one.
+    /// Goal: every batch of a round is noted, also one that is not whole. Method: a number of records that is no multiple.
     #[test]
-    fn touching_leaves_the_store_empty() {
+    fn every_batch_is_noted() {
         let lens = ValueLen::new(100, 100).unwrap();
         let mut growth = Growth::default();
         growth.round(5_000, lens, 64, 7, &AtomicBool::new(false)).unwrap();

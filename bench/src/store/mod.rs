@@ -24,7 +24,7 @@ use rand::{RngExt, SeedableRng, rngs::Xoshiro256PlusPlus};
 
 use crate::{
     key::key_len,
-    options::{STORE_RECORDS_MAX, StoreOptions},
+    options::StoreOptions,
     output::{Environment, memory_bytes},
     run::{check_stop, progress_bar},
     workload::{Draw, KeyDistribution, STREAM_LEN, StreamLaw, ValueLen, Workload, draw_streams},
@@ -63,17 +63,21 @@ pub fn store(options: &StoreOptions, stop: &AtomicBool) -> anyhow::Result<StoreR
     point(options, options.records, cpu, &usable, stop)
 }
 
-/// Measures the store with 1,000 records, 10,000 and so on, as long as the memory suffices and up to 100 million.
+/// Measures the store with 1,000 records, 10,000 and so on, as long as the memory suffices and up to `records_max`.
 ///
 /// # Errors
 /// As [`store`].
-pub fn store_sweep(options: &StoreOptions, stop: &AtomicBool) -> anyhow::Result<StoreSweep> {
+pub fn store_sweep(
+    options: &StoreOptions,
+    records_max: u32,
+    stop: &AtomicBool,
+) -> anyhow::Result<StoreSweep> {
     let cpu = cpu(options)?;
     check_memory(options, SWEEP_FROM)?;
     let usable = usable(options, stop)?;
     let mut sweep = StoreSweep { points: Vec::new(), ended: None };
     let mut records = SWEEP_FROM;
-    while records <= STORE_RECORDS_MAX {
+    while records <= records_max {
         if let Err(error) = check_memory(options, records) {
             sweep.ended = Some(error.to_string());
             break;

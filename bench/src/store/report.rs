@@ -177,7 +177,7 @@ pub struct StoreReport {
     pub overhead_bytes_per_record_with_ttl: f64,
     /// Bytes of the index per record.
     pub index_bytes_per_record: f64,
-    /// Bytes of keys and values as a share of a store's memory that puts keep full, after ten turnovers; the lower one of
+    /// Bytes of keys and values as a share of all memory of a server whose store puts keep full, after ten turnovers; the lower one of
     /// two laws of lengths.
     pub usable_memory_share: f64,
     /// More about that.

@@ -1,11 +1,13 @@
 //! How much of its memory a store can fill with keys and values: right away, and after it has been written ten times
 //! over with values of ever other lengths.
 
-use std::{sync::atomic::AtomicBool, thread};
+use std::{net::Ipv4Addr, sync::atomic::AtomicBool, thread};
 
 use linerate_client::Key;
+use linerate_dataplane::{Port, UdpConfig, UdpPort};
 use linerate_proto::wire::Terms;
 use linerate_server::{
+    memory::Plan,
     stats::thread_cpu_ns,
     store::{AtCapacity, Store},
 };
@@ -34,6 +36,8 @@ const STOP_INTERVAL: u64 = 4_096;
 pub struct UsableMemory {
     /// Bytes that the server would have been started with.
     pub memory_bytes: u64,
+    /// How many of them its store would have got, or all when they are too few for a server.
+    pub store_bytes: u64,
     /// Every doubling of the length has the same probability: most values are short, most bytes are in long ones.
     pub log_uniform: Usable,
     /// All lengths alike.
@@ -74,13 +78,15 @@ pub struct Usable {
     pub wrong_values: u64,
 }
 
-/// Bytes of its memory that a server of one core gives to the store.
-/// This is the one place that knows it.
-const fn store_len(memory_len: usize) -> usize {
-    memory_len
+/// Bytes of its memory that a server of one core, with its usual ports for UDP and TCP, gives to the store. What is too
+/// little for a server is all the store's.
+fn store_len(memory_len: usize) -> anyhow::Result<usize> {
+    let port = UdpPort::bind((Ipv4Addr::LOCALHOST, 0).into(), UdpConfig::default())?;
+    let plan = Plan::new(memory_len, &[port.memory_len()], true);
+    Ok(plan.map_or(memory_len, |plan| plan.cores[0].store_len))
 }
 
-/// Fills a store of `memory_len` bytes with each of the two laws, at the same time. Meanwhile `progress` is told how much
+/// Fills the store of a server of `memory_len` bytes with each of the two laws, at the same time. Meanwhile `progress` is told how much
 /// more is done, 1 being all.
 ///
 /// # Errors
@@ -91,13 +97,19 @@ pub(super) fn usable_memory(
     stop: &AtomicBool,
     progress: impl Fn(f64) + Sync,
 ) -> anyhow::Result<UsableMemory> {
-    let fill = |law| Filling::new(memory_len, law, seed)?.run(stop, |share| progress(share / 2.0));
+    let store_len = store_len(memory_len)?;
+    let fill = |law| Filling::new(memory_len, store_len, law, seed)?.run(stop, |share| progress(share / 2.0));
     let (log_uniform, uniform) = thread::scope(|scope| {
         let log_uniform = scope.spawn(|| fill(Law::LogUniform));
         let uniform = fill(Law::Uniform);
         (log_uniform.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic)), uniform)
     });
-    Ok(UsableMemory { memory_bytes: memory_len as u64, log_uniform: log_uniform?, uniform: uniform? })
+    Ok(UsableMemory {
+        memory_bytes: memory_len as u64,
+        store_bytes: store_len as u64,
+        log_uniform: log_uniform?,
+        uniform: uniform?,
+    })
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -139,11 +151,11 @@ struct Filling {
 }
 
 impl Filling {
-    fn new(memory_len: usize, law: Law, seed: u64) -> anyhow::Result<Self> {
+    fn new(memory_len: usize, store_len: usize, law: Law, seed: u64) -> anyhow::Result<Self> {
         let mut random = Xoshiro256PlusPlus::seed_from_u64(seed);
         let seeds = std::array::from_fn(|_| random.random());
         Ok(Self {
-            store: Store::new(store_len(memory_len), AtCapacity::Refuse, seeds)?,
+            store: Store::new(store_len, AtCapacity::Refuse, seeds)?,
             memory_len,
             law,
             random,
@@ -289,13 +301,22 @@ mod tests {
     use super::*;
     use crate::key::key_len;
 
+    /// Goal: a server's other memory counts as not usable. Method: compare with what a server would be given, and with too
+    /// little for one.
+    #[test]
+    fn a_server_keeps_some_of_its_memory() {
+        let (memory_len, store_len) = (256 << 20, store_len(256 << 20).unwrap());
+        assert!((memory_len / 2..memory_len).contains(&store_len), "{store_len}");
+        assert_eq!(super::store_len(1 << 20).unwrap(), 1 << 20);
+    }
+
     /// Goal: the shares are those of what is really stored. Method: fill and churn a small store with a fixed seed, and
     /// add up its keys and values from the store's own answers.
     #[test]
     fn shares_are_of_what_is_stored() {
         const MEMORY_LEN: usize = 1 << 20;
         for law in [Law::LogUniform, Law::Uniform] {
-            let mut filling = Filling::new(MEMORY_LEN, law, 7).unwrap();
+            let mut filling = Filling::new(MEMORY_LEN, MEMORY_LEN, law, 7).unwrap();
             for _ in 0..20_000 {
                 filling.step();
             }
@@ -325,7 +346,7 @@ mod tests {
     /// deletion that did not happen.
     #[test]
     fn wrong_values_are_counted() {
-        let mut filling = Filling::new(1 << 20, Law::Uniform, 7).unwrap();
+        let mut filling = Filling::new(1 << 20, 1 << 20, Law::Uniform, 7).unwrap();
         for _ in 0..10 {
             filling.step();
         }
