@@ -203,10 +203,13 @@ impl Index {
         self.newcomer_size * share > self.size
     }
 
-    /// How much longer an item is than the average: 0 below half of it, 1, 2 from 1.5 times and 3 from 4 times on.
+    /// How much longer an item is than the average: 0 below half of it, 1, 2 from twice and 3 from 4 times on.
+    ///
+    /// Less than twice would tell items of one length apart by where they lie: of 212 bytes, for instance, one in eight
+    /// touches a line more and is of the next class, 1.7 times the average.
     pub(super) fn bulk(&self, entry: Entry) -> u16 {
         let (size, mean) = (entry.size(), self.size / self.entry_count.max(1));
-        u16::from(size * 2 >= mean) + u16::from(size * 2 >= mean * 3) + u16::from(size >= mean * 4)
+        u16::from(size * 2 >= mean) + u16::from(size >= mean * 2) + u16::from(size >= mean * 4)
     }
 
     /// An entry has come.
