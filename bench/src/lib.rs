@@ -1,4 +1,5 @@
-//! What `linerate-bench` is made of: a measurement from beginning to end ([`run`], [`ceiling`], [`wire`], [`store`]) as it was asked for
+//! What `linerate-bench` is made of: a measurement from beginning to end ([`run`], [`ceiling`], [`wire`], [`store`],
+//! [`cache`]) as it was asked for
 //! ([`options`]), what a client thread does ([`load`]: [`workload`], [`key`], [`value`]), whether the answers were those of
 //! a linearizable store ([`check`]), what is measured ([`latency`], [`core_to_core`]) and what is reported ([`output`],
 //! [`results`]).
@@ -9,6 +10,7 @@
 
 #![forbid(unsafe_code)]
 
+pub mod cache;
 pub mod ceiling;
 pub mod check;
 pub mod core_to_core;

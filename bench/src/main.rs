@@ -12,6 +12,7 @@ use std::{
 use anyhow::Context;
 use clap::Parser;
 use linerate_bench::{
+    cache::{CacheOptions, CacheReport, cache, cache_table},
     ceiling::ceiling,
     options::{Command, DemoOptions, Options, RunOptions, StoreOptions, WireOptions},
     output::{Environment, Report, table},
@@ -55,6 +56,7 @@ fn execute(options: Options) -> anyhow::Result<Verdict> {
         Command::Ceiling(options) => show(&options, ceiling(&options, &stop)?),
         Command::Wire(options) => show_wire(&options, &wire(&options, &stop)?),
         Command::Store(options) => show_store(&options, &stop),
+        Command::Cache(options) => show_cache(&options, &cache(&options, &stop)?),
     }
 }
 
@@ -134,6 +136,15 @@ fn show_measured(
             "with {records} records {wrong} values were wrong and {misses} operations did not find their key: this is a bug"
         );
     }
+    Ok(Verdict::Right)
+}
+
+fn show_cache(options: &CacheOptions, report: &CacheReport) -> anyhow::Result<Verdict> {
+    match &options.json {
+        Some(target) => target.write(report)?,
+        None => say(&cache_table(report))?,
+    }
+    keep(options.keep.as_deref(), report, &report.environment)?;
     Ok(Verdict::Right)
 }
 

@@ -19,6 +19,7 @@ use linerate_proto::{Key, hash::key_hash};
 use linerate_server::core_loop::Idle;
 
 use crate::{
+    cache::CacheOptions,
     check::versions::TableShape,
     output::{Config, JsonTarget},
     wire::{WirePort, rate::Rate},
@@ -53,6 +54,8 @@ pub enum Command {
     Wire(WireOptions),
     /// The store alone, without a network: time per operation, memory per record, and hash tables beside it
     Store(StoreOptions),
+    /// What a store that evicts keeps, against LRU, S3-FIFO and W-TinyLFU in the same room
+    Cache(CacheOptions),
 }
 
 /// The demo can be made shorter, and nothing else.
