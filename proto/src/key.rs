@@ -113,10 +113,18 @@ impl<'a> Key<'a> {
     #[inline]
     #[must_use]
     pub fn is_prefix_of(&self, stored: &[u8]) -> bool {
-        let Some(window) = stored.first_chunk::<HEAD_LEN>() else { return stored.starts_with(self.bytes) };
+        match stored.first_chunk::<HEAD_LEN>() {
+            Some(window) => self.begins_as(window) && (self.len() <= HEAD_LEN || stored.starts_with(self.bytes)),
+            None => stored.starts_with(self.bytes),
+        }
+    }
+
+    /// Whether the key's first sixteen bytes, or all of them if there are fewer, are the first ones of `window`.
+    #[inline(always)]
+    #[must_use]
+    pub fn begins_as(&self, window: &[u8; HEAD_LEN]) -> bool {
         let [low, high] = words(window);
-        let differs = (low & self.mask[0] ^ self.head[0]) | (high & self.mask[1] ^ self.head[1]);
-        differs == 0 && (self.len() <= HEAD_LEN || stored.starts_with(self.bytes))
+        (low & self.mask[0] ^ self.head[0]) | (high & self.mask[1] ^ self.head[1]) == 0
     }
 
     /// Copies the key to the start of `out`, and zeros behind it up to sixteen bytes.

@@ -5,7 +5,7 @@ pub(super) const LINE_LEN: usize = 64;
 
 /// Lines of an item that are asked for without a branch: an item of 128 bytes spans 3. A loop over each item's own
 /// count costs 1 ns more per uniform get.
-const LINES_UNCONDITIONAL: usize = 3;
+const LINES_UNCONDITIONAL: usize = 4;
 
 /// Brings the cache line that holds byte `start` of `memory` into all cache levels.
 ///
