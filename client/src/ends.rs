@@ -56,6 +56,6 @@ pub struct Entry {
     pub value: Vec<u8>,
     /// Number of the write that stored it, for [`compare_and_put`](crate::Client::compare_and_put).
     pub version: u64,
-    /// Time that it has left to live, in milliseconds rounded up; `None`: it does not expire.
+    /// Milliseconds that it has left to live, up to 9 less than is true; `None`: it does not expire.
     pub ttl: Option<Duration>,
 }

@@ -114,7 +114,9 @@ impl<'a> Key<'a> {
     #[must_use]
     pub fn is_prefix_of(&self, stored: &[u8]) -> bool {
         match stored.first_chunk::<HEAD_LEN>() {
-            Some(window) => self.begins_as(window) && (self.len() <= HEAD_LEN || stored.starts_with(self.bytes)),
+            Some(window) => {
+                self.begins_as(window) && (self.len() <= HEAD_LEN || stored.starts_with(self.bytes))
+            }
             None => stored.starts_with(self.bytes),
         }
     }

@@ -110,6 +110,9 @@ pub(crate) struct SimRig {
     stride: Duration,
 }
 
+/// How often a server that was stopped is started again while its port is in use: for five seconds.
+const RESTART_TRIES: u32 = 50;
+
 /// Shortest step of virtual time.
 const STRIDE_MIN: Duration = Duration::from_micros(20);
 
@@ -476,9 +479,20 @@ impl<P: Live> Rig for LiveRig<P> {
         if self.server.is_some() {
             self.stop();
         }
-        let config = &self.config;
-        let server = self.network.at_server(|| Server::start(config));
-        self.server = Some(server.expect("the port is free again"));
+        // Another test's socket may have been given the port meanwhile.
+        for _ in 0..RESTART_TRIES {
+            let config = &self.config;
+            match self.network.at_server(|| Server::start(config)) {
+                Err(StartError::Io(error)) if error.kind() == io::ErrorKind::AddrInUse => {
+                    std::thread::sleep(Duration::from_millis(100));
+                }
+                server => {
+                    self.server = Some(server.expect("the server starts as before"));
+                    return;
+                }
+            }
+        }
+        panic!("the port of the server is still in use");
     }
 
     fn stats(&mut self) -> Vec<[u64; STAT_COUNT]> {

@@ -59,7 +59,7 @@ pub struct Ended<'a> {
     /// of an absent key, the shard's at that moment; of a key that kept a write from its effect, as of a get then. A shard's
     /// versions count its effective writes. Otherwise 0.
     pub version: u64,
-    /// If lifetimes were asked for: milliseconds, rounded up, that a found value has left to live; `None` if it does not
+    /// If lifetimes were asked for: milliseconds that a found value has left to live, up to 9 less than is true; `None` if it does not
     /// expire.
     pub ttl_ms: Option<NonZeroU32>,
     /// Epoch of the data that it concerns. After an unknown outcome, the newest that is known: another one than before

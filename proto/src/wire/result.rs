@@ -141,7 +141,8 @@ const _: () = assert!(size_of::<LongValue>() == 12);
 pub struct Meta {
     /// Version of the key; 0 when not asked for.
     pub version: u64,
-    /// Milliseconds, rounded up, that a value which was read has left to live. `None`: for ever, or not asked for.
+    /// Milliseconds that a value which was read has left to live, up to 9 less than is true. `None`: for ever, or not
+    /// asked for.
     pub ttl_ms: Option<NonZeroU32>,
 }
 

@@ -175,7 +175,7 @@ impl Store {
         let schedule_len = Index::schedule_len(memory_len / LINE_LEN);
         let mut lines = Region::<Bucket>::zeroed((memory_len - schedule_len) / LINE_LEN)?;
         let arena = Arena::new(granules_mut(&mut lines), GROUP_GRANULES);
-        let index = Index::new(KeyHash::new(seeds), lines.len());
+        let index = Index::new(KeyHash::new(seeds), &mut lines);
         Ok(Self {
             lines,
             index,
@@ -230,7 +230,8 @@ impl Store {
         self.evicted
     }
 
-    /// Milliseconds, rounded up, that a found value has left to live; `None`: it does not expire.
+    /// Milliseconds that a found value has left to live at least: what it was put with, or up to 9 less; 1 at its end. `None`:
+    /// it does not expire.
     #[must_use]
     pub fn ttl_ms(&self, found: &Found<'_>) -> Option<NonZeroU32> {
         found.due.ms_after(self.now)

@@ -9,7 +9,7 @@ use rand::{RngExt, SeedableRng, rngs::SmallRng};
 
 /// Entries that a bucket holds, and those that it has on average when the index has grown as far as it does.
 const SLOTS: usize = 10;
-const LOAD: usize = 5;
+const LOAD_OF_TWO: usize = 11;
 
 /// Bits of the hash that an entry is told by.
 const TAG_BITS: u32 = 10;
@@ -41,7 +41,7 @@ fn cost(stores: &[Store], keys: &[Vec<u8>]) -> Cost {
 
 fn cost_in(store: &Store, keys: &[Vec<u8>]) -> Cost {
     // Linear hashing: buckets of this round that are not yet split take what belongs to their second halves.
-    let bucket_count = keys.len() / LOAD;
+    let bucket_count = keys.len() * 2 / LOAD_OF_TWO;
     let mask = bucket_count.next_power_of_two() - 1;
     let mut buckets = vec![Vec::new(); bucket_count];
     for key in keys {

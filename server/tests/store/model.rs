@@ -25,8 +25,8 @@ const RESOLUTION: Duration = Duration::from_millis(9);
 /// Bytes of memory that an item takes beside key and value, at most: header, time to live and padding.
 pub(crate) const ITEM_OVERHEAD_MAX: usize = 32;
 
-/// The step by which the index grows: sixteen buckets, the one they share, their due times, and the nodes above them.
-pub(crate) const INDEX_STEP_LEN: usize = 18 * 64 + 20;
+/// The step by which the index grows: sixteen buckets, the two they share, their due times, and the nodes above them.
+pub(crate) const INDEX_STEP_LEN: usize = 19 * 64 + 20;
 
 /// Gets in flight at once, at most.
 const BATCH_MAX: u8 = 128;
@@ -849,11 +849,9 @@ impl Model {
             assert!(value == entry.content.bytes(), "key {number} has another value");
             assert_eq!(ttl_ms.is_some(), entry.deadline.is_some(), "key {number}: {ttl_ms:?}");
             if let (Some(ttl_ms), Some(deadline)) = (ttl_ms, entry.deadline) {
-                let least = deadline.saturating_sub(self.now).div_ceil(1_000_000);
-                let most = least + RESOLUTION.as_millis() as u64;
+                let most = deadline.saturating_sub(self.now).div_ceil(1_000_000).max(1);
+                let least = most.saturating_sub(RESOLUTION.as_millis() as u64);
                 let told = u64::from(ttl_ms.get());
-                // The last tick of the longest time to live is more than the field can say.
-                let least = least.min(u32::MAX.into());
                 assert!((least..=most).contains(&told), "key {number}: {told} ms left, {least} expected");
             }
         }
@@ -903,8 +901,9 @@ mod tests {
         };
         for (ttl_ms, now, right) in [
             (10, 0, true),
-            (19, 0, true),
-            (9, 0, false),
+            (11, 0, false),
+            (9, 0, true),
+            (1, 0, true),
             (20, 0, false),
             (0, 0, false),
             (1, 9_500_000, true),
