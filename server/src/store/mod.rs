@@ -199,11 +199,11 @@ impl Store {
         self.lines.populate()
     }
 
-    /// Tells the store the time, which decides what has expired. To be called once per burst.
+    /// Tells the store the time, which decides what has expired; it never goes back. To be called once per burst.
     #[inline]
     pub fn advance(&mut self, now: Instant) {
-        self.now = now;
-        self.tick = Tick::at(now);
+        self.now = self.now.max(now);
+        self.tick = Tick::at(self.now);
     }
 
     /// Removes what has expired, looking into at most `buckets_max` buckets; returns how many keys went. Nothing is looked
