@@ -53,7 +53,8 @@ pub const VALUE_LEN_MAX: usize = wire::VALUE_LEN_MAX;
 /// Least and most memory of a store, in bytes: below, an index leaves no room; above, references overflow.
 const MEMORY_LEN: std::ops::RangeInclusive<usize> = 4096..=32 << 30;
 
-/// Buckets that a put that has found no room looks into for what has expired, before it tries again.
+/// Buckets that a put that has found no room looks into for what has expired, before it tries once more. However much has
+/// expired at once, this bounds the time of a put that is refused at some hundred microseconds.
 const LAST_EXPIRIES: usize = 64;
 
 /// Items that are evicted one by one for a put. If they left no hole that is long enough, a stretch of memory is cleared.
@@ -311,8 +312,8 @@ impl Store {
     ///
     /// # Errors
     /// What kept it from having any effect: a condition of `terms` that is not met; or [`Refusal::NoSpace`] when there is
-    /// no room for the item or for its entry in the index. If enough memory is free but scattered, this call has gathered
-    /// some of it, and a later one succeeds.
+    /// no room for the item or for its entry in the index. If enough memory is free but scattered, or held by what has
+    /// expired, this call has gathered some of it, and a later one succeeds.
     ///
     /// # Panics
     /// When the key is empty or longer than [`KEY_LEN_MAX`], or the value longer than [`VALUE_LEN_MAX`]: bytes from
@@ -368,7 +369,7 @@ impl Store {
             None => store.insert(key, hash, next, None),
         };
         let mut outcome = stored(self, former);
-        while outcome.is_err() && self.expire(LAST_EXPIRIES) > 0 {
+        if outcome.is_err() && self.expire(LAST_EXPIRIES) > 0 {
             let former = self.find_to_write(key, hash);
             outcome = stored(self, former);
         }
@@ -513,10 +514,8 @@ impl Store {
         }
         self.outdate_hints();
         let start = self.take(wanted_count)?;
-        // Only now: taking may have moved the former item, and others in its chain may have expired.
-        let (position, _) =
-            self.index.find(&self.lines, key, hash).expect("only what has expired was removed");
-        let reference = self.index.entry(&self.lines, position).reference;
+        // Only now: taking may have moved the former item. Its entry stays where it is, as nothing is removed.
+        let Entry { reference, .. } = self.index.entry(&self.lines, position);
         self.arena.give_back(granules_mut(&mut self.lines), reference, former_count);
         self.write(key, hash, next, position, start);
         Ok(())
@@ -1204,6 +1203,27 @@ mod tests {
         for number in 0..count.unwrap() {
             assert_eq!(store.put_key(&u64::from(number).to_be_bytes(), &[2; 90]), Ok(()), "{number}");
         }
+        store.check();
+    }
+
+    /// Goal: however much has expired at once, one put that finds no room does a bounded part of the work, and repeated ones
+    /// get their room. Method: a store full of short values that have all expired; then a long one until it is stored.
+    #[test]
+    fn a_put_does_not_wait_for_all_that_has_expired() {
+        let mut store = Store::new_refusing(4 << 20, SEEDS).unwrap();
+        let count = (0_u32..).find(|number| put_for(&mut store, &number.to_be_bytes(), &[1; 8], 50).is_err());
+        assert!(count.unwrap() > 80_000);
+        store.advance(at_ms(100));
+        let mut puts = 0;
+        while store.get_key(b"long").is_none() {
+            let before = store.expired();
+            let _ = store.put_key(b"long", &[2; 1 << 20]);
+            let gone = (store.expired() - before) as usize;
+            assert!(gone <= LAST_EXPIRIES * 2 * tags::SLOTS, "{gone} at once");
+            puts += 1;
+            assert!(puts < 1_000, "refused for ever: {:?}", store.memory());
+        }
+        assert!(puts > 1 && !store.is_empty());
         store.check();
     }
 
