@@ -82,10 +82,10 @@ pub struct Store {
 /// What it is and how full, without the keys and values.
 impl fmt::Debug for Store {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self { index, .. } = self;
         formatter
             .debug_struct("Store")
-            .field("index", index)
+            .field("at_capacity", &self.at_capacity)
+            .field("len", &self.len())
             .field("memory", &self.memory())
             .finish_non_exhaustive()
     }
@@ -1109,6 +1109,15 @@ mod tests {
             store.check();
         }
         assert!(store.fill(500) > 0);
+    }
+
+    /// Goal: what is printed of a store is short, whatever its size. Method: a large one.
+    #[test]
+    fn a_store_prints_in_a_line() {
+        let mut store = Store::new_refusing(1 << 30, SEEDS).unwrap();
+        store.put_key(b"key", b"value").unwrap();
+        let line = format!("{store:?}");
+        assert!(line.len() < 300 && line.contains("len: 1,"), "{line}");
     }
 
     /// Goal: caps that cannot work are refused, the smallest allowed one works. Method: the limits.
