@@ -41,15 +41,14 @@ impl Uses {
     /// Above those of any resident.
     const NEVER: u16 = 0b1000;
 
-    /// What a key begins with that comes back while its ghost is there, or that was used as a newcomer: so much that it
-    /// goes at the second hand's first visit, unless it is used before.
+    /// What a resident begins with: so much that it goes at the second hand's first visit, unless it is used before.
     const fn resident(bulk: u16) -> Self {
         Self(Self::RESIDENT.0 | if bulk < 2 { bulk } else { 2 })
     }
 
-    /// What a key begins with.
-    pub(super) const fn first(has_ghost: bool, bulk: u16) -> Self {
-        if has_ghost && bulk < 2 { Self::resident(bulk) } else { Self::NEWCOMER }
+    /// What a key begins with that comes back while its ghost is there.
+    pub(super) const fn returned(bulk: u16) -> Self {
+        if bulk < 2 { Self::resident(bulk) } else { Self::NEWCOMER }
     }
 
     /// Of three bits.

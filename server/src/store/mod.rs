@@ -551,9 +551,10 @@ impl Store {
         }
         let start = self.take(shape.granule_count())?;
         item::write(granules_mut(&mut self.lines), start, key, next);
-        let entry = Entry::new(hash, start, shape, uses.unwrap_or(Uses::NEWCOMER));
-        let first = Uses::first(has_ghost, self.index.bulk(entry));
-        let entry = Entry::new(hash, start, shape, uses.unwrap_or(first));
+        let mut entry = Entry::new(hash, start, shape, uses.unwrap_or(Uses::NEWCOMER));
+        if has_ghost && uses.is_none() {
+            entry = Entry::new(hash, start, shape, Uses::returned(self.index.bulk(entry)));
+        }
         self.index.insert(&mut self.lines, hash, entry);
         // What is not evicted must not take the room of what is being stored.
         if !evicts {
