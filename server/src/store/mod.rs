@@ -11,7 +11,8 @@
 //! | buckets → |          free          | items and holes          |
 //! ```
 //! Items in the way of the growing index move, as do some when free memory is too scattered for a put. Both happen a
-//! few items per put: there is no long pause. Nothing is allocated per item, and all but the prefetches and the SIMD
+//! few items per put, so that there is no long pause; only where items may be evicted does a long value among short ones
+//! wait until a stretch of memory is cleared for it. Nothing is allocated per item, and all but the prefetches and the SIMD
 //! comparison is safe code: a wrong reference could give a wrong answer or a panic, never access outside the mapping.
 
 mod arena;
