@@ -81,6 +81,10 @@ impl Uses {
 
 const _: () = assert!(USES_MASK.count_ones() == 3);
 
+/// Lines without an entry that the hands go over for one victim, in an index that has grown for more keys than there are
+/// now. Bounds the time likewise; whoever needs room then has to clear a stretch of memory.
+const EMPTY_LINES_MAX: u32 = 2_048;
+
 /// The two hands.
 #[derive(Debug, Default)]
 pub(super) struct Hands {
@@ -89,16 +93,17 @@ pub(super) struct Hands {
 }
 
 impl Hands {
-    /// The entry that goes next; `None` only if there are no entries.
+    /// The entry that goes next; `None` if there is none, or none near.
     pub(super) fn victim(&mut self, index: &mut Index, lines: &mut [Bucket]) -> Option<Position> {
         if index.entry_count() == 0 {
             return None;
         }
-        let mut left = LINES_MAX;
-        while left > 0 && index.newcomers_exceed(NEWCOMER_SHARE) {
+        let (mut left, mut empty_left) = (LINES_MAX, EMPTY_LINES_MAX);
+        while left > 0 && empty_left > 0 && index.newcomers_exceed(NEWCOMER_SHARE) {
             let Some(entry) = index.entry_if_any(lines, self.newcomers) else {
+                let spent = if self.newcomers.slot == 0 { &mut empty_left } else { &mut left };
+                *spent -= 1;
                 index.next_line(&mut self.newcomers);
-                left -= 1;
                 continue;
             };
             if entry.uses() == Uses::NEWCOMER {
@@ -111,13 +116,13 @@ impl Hands {
             self.newcomers.slot += 1;
         }
         let mut least: Option<(Uses, Position)> = None;
-        let mut left = LINES_MAX;
-        // Lines without entries do not count as long as there is no victim.
-        while left > 0 || least.is_none() {
+        let (mut left, mut empty_left) = (LINES_MAX, EMPTY_LINES_MAX);
+        while left > 0 && empty_left > 0 {
             let place = self.residents;
             let Some(entry) = index.entry_if_any(lines, place) else {
+                let spent = if place.slot == 0 { &mut empty_left } else { &mut left };
+                *spent -= 1;
                 index.next_line(&mut self.residents);
-                left = left.saturating_sub(1);
                 continue;
             };
             let mut uses = entry.uses();

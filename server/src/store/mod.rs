@@ -543,7 +543,7 @@ impl Store {
             return Err(Refusal::NoSpace);
         }
         // Room in the index first: growing may move items or evict them, so the new one must not be there yet.
-        let has_ghost = evicts && self.index.take_ghost(&mut self.lines, hash);
+        let has_ghost = evicts && uses.is_none() && self.index.take_ghost(&mut self.lines, hash);
         if evicts {
             self.grow_if_crowded();
         }
@@ -641,7 +641,7 @@ impl Store {
         Ok(())
     }
 
-    /// Removes the item that is least likely to be asked for; `false` when there is none.
+    /// Removes the item that is least likely to be asked for; `false` when there is none, or none near.
     fn evict(&mut self) -> bool {
         let Some(position) = self.hands.victim(&mut self.index, &mut self.lines) else { return false };
         let Entry { reference, .. } = self.index.entry(&self.lines, position);
@@ -1337,6 +1337,27 @@ mod tests {
             println!("{hits} of {gets} hits, {} evicted, {:?}", store.evicted(), store.memory());
             assert!(hits > 0 && store.evicted() > 0);
         }
+    }
+
+    /// Goal: an index that has grown for many more keys than there are now costs no more than a bounded look at it, and
+    /// still everything is taken. Method: many keys, deleted; then long values, each a good part of the memory.
+    #[test]
+    fn eviction_in_a_sparse_index() {
+        let mut store = Store::new(4 << 20, AtCapacity::Evict, SEEDS).unwrap();
+        for number in 0..90_000_u32 {
+            store.put_key(&number.to_be_bytes(), b"").unwrap();
+        }
+        for number in 0..90_000_u32 {
+            store.delete_key(&number.to_be_bytes());
+        }
+        assert!(store.is_empty() && store.memory().index_len > 1 << 20);
+        for number in 0..100_u64 {
+            let value = vec![number as u8; 300_000];
+            assert_eq!(store.put_key(&number.to_be_bytes(), &value), Ok(()));
+            assert_eq!(store.get_key(&number.to_be_bytes()), Some(&value[..]));
+        }
+        store.check();
+        assert!(store.len() >= 5 && store.evicted() >= 90, "{} keys", store.len());
     }
 
     /// Goal: what is used stays while what is read once passes through. Method: keys that are asked for again and again
