@@ -152,8 +152,10 @@ impl Server {
                         OperationKind::PutOn(terms) => self.put_on(operation, terms),
                         OperationKind::Add { delta, .. } => {
                             assert!(self.table.has_room_for_number(header));
-                            let number =
-                                self.store.entry(operation.key.bytes().to_vec()).or_insert_with(|| vec![0; 8]);
+                            let number = self
+                                .store
+                                .entry(operation.key.bytes().to_vec())
+                                .or_insert_with(|| vec![0; 8]);
                             former = u64::from_be_bytes(number[..].try_into().unwrap()).to_be_bytes();
                             *number = u64::from_be_bytes(former).wrapping_add(delta).to_be_bytes().to_vec();
                             OpResult::Value(&former)
