@@ -1232,7 +1232,8 @@ fn a_tcp_server_survives_broken_framing() {
         let mut unfinished = tcp_stream(&server);
         unfinished.write_all(&frame(&hello(number))[..100]).unwrap();
         let silent = tcp_stream(&server);
-        if number % 2 == 0 {
+        // Fewer than the server has places for.
+        if number % 8 == 0 {
             left_open.extend([stream, unfinished, silent]);
         }
     }
