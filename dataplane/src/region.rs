@@ -284,6 +284,7 @@ mod tests {
     /// Goal: huge pages can be used from the first byte on, and no memory is taken beyond what was asked for. Method: lengths
     /// around one and several huge pages; all of each is written, at the places where pages begin and end.
     #[test]
+    #[cfg_attr(miri, ignore = "miri gives no part of a mapping back")]
     fn long_regions_start_at_a_huge_page() {
         let mut regions = Vec::new();
         for len in [1, HUGE_PAGE_LEN - 1, HUGE_PAGE_LEN, HUGE_PAGE_LEN + 1, 5 * HUGE_PAGE_LEN + 70_000] {
@@ -306,6 +307,7 @@ mod tests {
 
     /// Goal: populated memory is there and holds what it held. Method: both ways, on a region that was partly written to.
     #[test]
+    #[cfg_attr(miri, ignore = "miri gives no part of a mapping back")]
     fn populating_takes_all_memory_and_changes_nothing() {
         let resident = |region: &Region<u8>| {
             let mut pages = vec![0_u8; region.memory_len() / PAGE_LEN];
