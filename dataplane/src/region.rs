@@ -120,8 +120,10 @@ pub(crate) fn map_private(len: usize) -> io::Result<(NonNull<c_void>, NonZeroUsi
     let end = unsafe { aligned.byte_add(mapped_len.get()) };
     for (surplus, surplus_len) in [(start, skipped_len), (end, spare_len - skipped_len)] {
         if surplus_len > 0 {
-            // SAFETY: these are bytes of the mapping made above in front of `aligned` or from `end` on, which nobody
-            // refers to; both begin and end at multiples of every base page.
+            // SAFETY: these are bytes of the mapping made above: [start, aligned), and [end, start + asked_len), since
+            // `end` is `skipped_len` + `mapped_len` behind `start`. Nobody has been given a pointer to them. `start` is at a
+            // page (mmap(2)), `aligned` at a huge one, and `end` a multiple of 64 KiB behind that, so that each range
+            // begins at a page and no page of what is kept lies in it.
             unsafe { munmap(surplus, surplus_len) }?;
         }
     }
@@ -136,8 +138,10 @@ impl<T> Deref for Region<T> {
 
     #[inline]
     fn deref(&self) -> &[T] {
-        // SAFETY: the mapping holds at least `count` elements, is readable, page-aligned, and lives as long as
-        // `self`; the kernel zeroed it and all-zero bytes are a valid `T` (`FromBytes` at construction).
+        // SAFETY: `zeroed` mapped at least `count` × `size_of::<T>()` bytes, readable, at a page, and asserted that no `T`
+        // wants more alignment; they stay mapped until `drop`, and a mapping is never longer than `isize::MAX`, of which
+        // user space has but a part. The kernel zeroed them, any bytes are a valid `T` (`FromBytes`, demanded by
+        // `zeroed`), and who writes does so through `&mut self`, which this borrow excludes.
         unsafe { std::slice::from_raw_parts(self.start.cast::<T>().as_ptr(), self.count) }
     }
 }

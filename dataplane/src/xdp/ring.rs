@@ -314,12 +314,13 @@ pub(crate) mod tests {
         }
 
         unsafe fn read(&self, index: u32) -> u32 {
-            // SAFETY: loom checks that nobody writes meanwhile.
+            // SAFETY: the pointer is that of a live `UnsafeCell`'s content, and loom, told of the read by `with`, ends the
+            // test if a write overlaps it.
             self.slot(index).with(|slot| unsafe { *slot })
         }
 
         unsafe fn write(&self, index: u32, descriptor: u32) {
-            // SAFETY: loom checks that nobody reads or writes meanwhile.
+            // SAFETY: as in `read`; `with_mut` tells loom of the write, which ends the test if any access overlaps it.
             self.slot(index).with_mut(|slot| unsafe { *slot = descriptor });
         }
     }
