@@ -16,9 +16,12 @@ use linerate_proto::Instant;
 pub(super) const FAN: usize = 16;
 
 /// Nanoseconds of a tick, as a power of two: 8.4 ms. Times are counted in ticks modulo 2^31 and compared as far as they
-/// are less than half of that apart, 104 days: twice the longest time to live, which leaves 54 days to remove what has
-/// expired.
+/// are less than half of that apart, 104 days: twice the longest time to live.
 const TICK_SHIFT: u32 = 23;
+
+/// How long the clock may go on from a time at which nothing was left that had expired: everything noted since then or
+/// before, being later than that time, is still less than half of all ticks away.
+pub(super) const TIMES_APART_MAX: Duration = Duration::from_secs(100 * 86_400);
 
 /// The bits of a tick.
 const TICK_MASK: u32 = (1 << 31) - 1;

@@ -38,7 +38,7 @@ use zerocopy::IntoBytes;
 
 use arena::{Arena, GRANULE_LEN, Granule, Removal};
 use eviction::{Hands, Uses};
-use expiry::{Due, Tick};
+use expiry::{Due, TIMES_APART_MAX, Tick};
 use index::{Bucket, Entry, GROUP_GRANULES, GROUP_LINES, Index, Position, Trace, granules_mut, lines_mut};
 pub use item::Found;
 use item::Shape;
@@ -72,6 +72,8 @@ pub struct Store {
     now: Instant,
     /// The same, in the unit of expiries.
     tick: Tick,
+    /// When there was last nothing left that had expired.
+    swept: Instant,
     /// Times, modulo 2^32, that items have moved or gone.
     moves: u32,
     /// Puts, additions and deletes that took effect so far.
@@ -186,6 +188,7 @@ impl Store {
             hands: Hands::default(),
             now: Instant::default(),
             tick: Tick::default(),
+            swept: Instant::default(),
             moves: 0,
             version: 0,
             expired: 0,
@@ -201,11 +204,28 @@ impl Store {
         self.lines.populate()
     }
 
-    /// Tells the store the time, which decides what has expired; it never goes back. To be called once per burst.
+    /// Tells the store the time, which decides what has expired; it never goes back. To be called once per burst. When
+    /// something that expired was left for 100 days, all that has is removed first.
     #[inline]
     pub fn advance(&mut self, now: Instant) {
-        self.now = self.now.max(now);
-        self.tick = Tick::at(self.now);
+        if now.since(self.swept) > TIMES_APART_MAX {
+            self.catch_up(now);
+        }
+        self.set_now(self.now.max(now));
+    }
+
+    /// Removes what expires until `now`, in steps that keep all times comparable.
+    #[cold]
+    fn catch_up(&mut self, now: Instant) {
+        while now.since(self.swept) > TIMES_APART_MAX {
+            self.set_now(self.now.max(self.swept + TIMES_APART_MAX));
+            self.expire(usize::MAX);
+        }
+    }
+
+    fn set_now(&mut self, now: Instant) {
+        self.now = now;
+        self.tick = Tick::at(now);
     }
 
     /// Removes what has expired, looking into at most `buckets_max` buckets; returns how many keys went. Nothing is looked
@@ -213,7 +233,10 @@ impl Store {
     pub fn expire(&mut self, buckets_max: usize) -> usize {
         let before = self.expired;
         for _ in 0..buckets_max {
-            let Some(bucket) = self.index.next_due(&self.lines, self.tick) else { break };
+            let Some(bucket) = self.index.next_due(&self.lines, self.tick) else {
+                self.swept = self.now;
+                break;
+            };
             while let Some((hash, position)) = self.index.find_expired(&mut self.lines, bucket, self.tick) {
                 self.remove(hash, position);
                 self.expired += 1;
