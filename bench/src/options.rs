@@ -1,7 +1,7 @@
 //! What is typed on the command line, and what follows from it on this machine.
 
 use std::{
-    net::{Ipv4Addr, SocketAddr, ToSocketAddrs},
+    net::{Ipv4Addr, SocketAddr},
     path::PathBuf,
     time::Duration,
 };
@@ -9,7 +9,7 @@ use std::{
 use anyhow::Context;
 use bytesize::ByteSize;
 use clap::{Args, Parser, Subcommand, ValueEnum};
-use linerate_client::{Order, SessionConfig};
+use linerate_client::{Order, SessionConfig, contact_points};
 use linerate_dataplane::{
     FaultyConfig, UdpConfig,
     pin::allowed_cores,
@@ -72,8 +72,9 @@ pub struct DemoOptions {
 /// One measurement.
 #[derive(Clone, Debug, Args)]
 pub struct RunOptions {
-    /// `embedded` starts a server for the run; otherwise the first address of each running server, as host:port,…
-    #[arg(long, default_value = "embedded")]
+    /// `embedded` starts a server for the run; otherwise running servers of one cluster, as host:port,… with the first port
+    /// of each (one is enough), or the file of the cluster map
+    #[arg(long, visible_alias = "cluster", default_value = "embedded")]
     pub target: String,
     /// What to speak: udp, tcp, packet (AF_PACKET rings), xdp (AF_XDP rings) or auto (the best of udp, packet and xdp)
     #[arg(long, default_value = "udp")]
@@ -297,13 +298,8 @@ impl RunOptions {
         if self.target == "embedded" {
             return Ok(None);
         }
-        let resolve = |name: &str| {
-            let mut addrs = name.to_socket_addrs().with_context(|| {
-                format!("`{name}` is no target: give `embedded` or host:port, such as 127.0.0.1:4100")
-            })?;
-            addrs.next().with_context(|| format!("`{name}` has no address"))
-        };
-        self.target.split(',').map(resolve).collect::<anyhow::Result<_>>().map(Some)
+        let servers = contact_points(&self.target);
+        Ok(Some(servers.context("--target takes `embedded`, servers, or a cluster map")?))
     }
 
     /// The same options with a transport chosen, and the reason if it was chosen here.

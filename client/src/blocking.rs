@@ -1,6 +1,6 @@
 //! The blocking client: a call, an answer.
 
-use std::{net::SocketAddr, num::NonZeroU32, time::Duration};
+use std::{fmt, io, net::SocketAddr, num::NonZeroU32, time::Duration};
 
 use linerate_dataplane::{PacketPort, Port, TcpPort, UdpPort, XdpPort};
 use linerate_proto::{
@@ -11,7 +11,7 @@ use linerate_proto::{
 use crate::{
     ends::{Added, Entry, Written},
     error::{ConnectError, Error},
-    session::{Session, SessionConfig},
+    session::{Session, SessionConfig, open_packet, open_tcp, open_udp, open_xdp},
 };
 
 /// A client whose calls return when their answer is here.
@@ -35,28 +35,38 @@ use crate::{
 /// assert_eq!(values, [Some(b"2".to_vec()), None]);
 /// # Ok::<(), Box<dyn std::error::Error>>(())
 /// ```
-#[derive(Debug)]
 pub struct Client<P: Port> {
     session: Session<P>,
+    /// Opens a port to servers, once more when the cluster has changed.
+    open: Box<Open<P>>,
+}
+
+/// Opens a port to the cores at these addresses.
+type Open<P> = dyn FnMut(&[SocketAddr]) -> io::Result<P> + Send;
+
+impl<P: Port> fmt::Debug for Client<P> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_tuple("Client").field(&self.session).finish()
+    }
 }
 
 impl Client<UdpPort> {
-    /// Connects over UDP. `servers`: the address of core 0 of each.
+    /// Connects over UDP. `servers`: the address of core 0 of a server, or of several of one cluster.
     ///
     /// # Errors
     /// A sentence that names the server and what is wrong.
     pub fn connect_udp(servers: &[SocketAddr], config: SessionConfig) -> Result<Self, ConnectError> {
-        Ok(Self { session: Session::connect_udp(servers, telling(config))? })
+        Self::connect(servers, config, open_udp(config))
     }
 }
 
 impl Client<TcpPort> {
-    /// Connects over TCP. `servers`: the address of core 0 of each.
+    /// Connects over TCP. `servers`: the address of core 0 of a server, or of several of one cluster.
     ///
     /// # Errors
     /// A sentence that names the server and what is wrong.
     pub fn connect_tcp(servers: &[SocketAddr], config: SessionConfig) -> Result<Self, ConnectError> {
-        Ok(Self { session: Session::connect_tcp(servers, telling(config))? })
+        Self::connect(servers, config, open_tcp())
     }
 }
 
@@ -66,7 +76,7 @@ impl Client<PacketPort> {
     /// # Errors
     /// A sentence that names the server, the interface or the missing capability, and what is wrong.
     pub fn connect_packet(servers: &[SocketAddr], config: SessionConfig) -> Result<Self, ConnectError> {
-        Ok(Self { session: Session::connect_packet(servers, telling(config))? })
+        Self::connect(servers, config, open_packet())
     }
 }
 
@@ -76,7 +86,7 @@ impl Client<XdpPort> {
     /// # Errors
     /// A sentence that names the server, the interface or the missing capability, and what is wrong.
     pub fn connect_xdp(servers: &[SocketAddr], config: SessionConfig) -> Result<Self, ConnectError> {
-        Ok(Self { session: Session::connect_xdp(servers, telling(config))? })
+        Self::connect(servers, config, open_xdp())
     }
 }
 
@@ -89,6 +99,25 @@ const fn telling(config: SessionConfig) -> SessionConfig {
 type End = Result<Option<Vec<u8>>, Error>;
 
 impl<P: Port> Client<P> {
+    /// Connects through ports that `open` opens, as [`Session::connect`].
+    ///
+    /// # Errors
+    /// A sentence that names the server and what is wrong.
+    pub fn connect(
+        servers: &[SocketAddr],
+        config: SessionConfig,
+        mut open: impl FnMut(&[SocketAddr]) -> io::Result<P> + Send + 'static,
+    ) -> Result<Self, ConnectError> {
+        let session = Session::connect(servers, telling(config), &mut open)?;
+        Ok(Self { session, open: Box::new(open) })
+    }
+
+    /// The session beneath.
+    #[must_use]
+    pub const fn session(&self) -> &Session<P> {
+        &self.session
+    }
+
     /// The value of `key`, if it has one.
     ///
     /// # Errors
@@ -298,20 +327,51 @@ impl<P: Port> Client<P> {
         end.expect("each operation ends")
     }
 
-    /// Executes operations together; each ends in `sink`, with its position for a tag.
+    /// Executes operations together; each ends in `sink`, with its position for a tag. What is refused because its key has
+    /// moved is tried again by the newest cluster map: it has had no effect.
     fn run(&mut self, operations: &[Operation<'_>], mut sink: impl FnMut(Ended<'_>)) -> Result<(), Error> {
         operations.iter().try_for_each(check_lengths).map_err(Error::Invalid)?;
-        for (index, operation) in operations.iter().enumerate() {
-            let now = self.session.now();
-            let mut pushed = self.session.push(now, *operation, index as u64);
+        let mut left: Vec<usize> = (0..operations.len()).collect();
+        for refreshes in 0..=REFRESHES_MAX {
+            let mut moved = Vec::new();
+            self.run_some(operations, &left, |ended| match ended.outcome {
+                Outcome::NotExecuted(Reason::Moved { .. }) if refreshes < REFRESHES_MAX => {
+                    moved.push(ended.tag as usize);
+                }
+                _ => sink(ended),
+            })?;
+            if self.session.is_stale() {
+                self.session.refresh(&mut self.open)?;
+            }
+            if moved.is_empty() {
+                break;
+            }
+            left = moved;
+        }
+        Ok(())
+    }
+
+    /// Executes those of the operations that have these positions.
+    fn run_some(
+        &mut self,
+        operations: &[Operation<'_>],
+        positions: &[usize],
+        mut sink: impl FnMut(Ended<'_>),
+    ) -> Result<(), Error> {
+        for &index in positions {
+            let (operation, tag) = (operations[index], index as u64);
+            let mut pushed = self.session.push(self.session.now(), operation, tag);
             if pushed == Err(PushError::Full) {
                 // Everything before it ends first; then there is room, unless the session is lost.
                 self.session.run(&mut sink)?;
                 self.session.reopen()?;
-                pushed = self.session.push(self.session.now(), *operation, index as u64);
+                pushed = self.session.push(self.session.now(), operation, tag);
             }
             pushed.map_err(Error::Invalid)?;
         }
         Ok(self.session.run(sink)?)
     }
 }
+
+/// How often operations are tried again because the cluster has changed.
+const REFRESHES_MAX: usize = 3;

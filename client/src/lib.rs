@@ -8,12 +8,14 @@
 #![forbid(unsafe_code)]
 
 mod blocking;
+mod contacts;
 mod ends;
 mod error;
 mod order;
 mod session;
 
 pub use blocking::Client;
+pub use contacts::{ContactError, contact_points, is_map_file, read_map};
 pub use ends::{Added, Entry, Written};
 pub use error::{ConnectError, Error};
 pub use linerate_proto::key::HEAD_LEN;

@@ -4,7 +4,7 @@
 
 use std::{
     io::{self, IsTerminal, Read, Write},
-    net::{SocketAddr, ToSocketAddrs},
+    net::SocketAddr,
     num::NonZeroU32,
     process::ExitCode,
     time::Duration,
@@ -13,7 +13,7 @@ use std::{
 use anyhow::Context;
 use clap::{Parser, Subcommand};
 use jiff::SignedDuration;
-use linerate_client::{Added, Client, Condition, SessionConfig, Terms, Written};
+use linerate_client::{Added, Client, Condition, SessionConfig, Terms, Written, contact_points};
 use linerate_dataplane::{
     Port, privilege,
     transport::{self, Transport, Wanted},
@@ -24,9 +24,9 @@ use linerate_proto::wire::{STAT_NAMES, VALUE_LEN_MAX};
 #[derive(Debug, Parser)]
 #[command(version)]
 struct Options {
-    /// First address of each server, as host:port
-    #[arg(long, short, value_delimiter = ',', default_value = "127.0.0.1:4100", global = true)]
-    servers: Vec<String>,
+    /// A server, or several of one cluster, as host:port,… with the first port of each; or the file of a cluster map
+    #[arg(long, short, visible_alias = "cluster", default_value = "127.0.0.1:4100", global = true)]
+    servers: String,
     /// What to speak: udp, tcp, packet (AF_PACKET rings), xdp (AF_XDP rings) or auto (the best of udp, packet and xdp)
     #[arg(long, default_value = "udp", global = true)]
     transport: Wanted,
@@ -98,8 +98,8 @@ enum Command {
 
 fn main() -> ExitCode {
     let options = Options::parse();
-    let outcome = servers(&options.servers).and_then(|servers| run(&options, &servers));
-    match outcome {
+    let servers = contact_points(&options.servers).map_err(anyhow::Error::new);
+    match servers.and_then(|servers| run(&options, &servers)) {
         Ok(true) => ExitCode::SUCCESS,
         Ok(false) => ExitCode::from(1),
         Err(error) => {
@@ -145,21 +145,6 @@ fn config(options: &Options) -> SessionConfig {
         timeout: Duration::from_millis(options.timeout_ms),
         ..SessionConfig::default()
     }
-}
-
-fn servers(names: &[String]) -> anyhow::Result<Vec<SocketAddr>> {
-    let resolve = |name: &String| {
-        let addrs: Vec<_> = name
-            .to_socket_addrs()
-            .with_context(|| {
-                format!("`{name}` is no server address: give host:port, such as 127.0.0.1:4100")
-            })?
-            .collect();
-        // A name such as localhost has both; servers listen at IPv4 unless told otherwise.
-        let preferred = addrs.iter().find(|addr| addr.is_ipv4()).or_else(|| addrs.first());
-        preferred.copied().with_context(|| format!("`{name}` has no address"))
-    };
-    names.iter().map(resolve).collect()
 }
 
 /// Returns whether what was asked for was found or done.

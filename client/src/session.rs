@@ -17,9 +17,10 @@ use linerate_dataplane::{
 };
 use linerate_proto::{
     Drops, Instant, Key,
+    cluster::{ClusterSpec, Member},
     flow::{Ended, Flow, FlowConfig, FlowCounters, PushError, ServerInfo, check_lengths},
     hash::key_hash,
-    placement::{ClusterMap, Node, Owner},
+    placement::{ClusterMap, Owner},
     wire::{DATAGRAM_LEN_MAX, Operation, STAT_COUNT, Terms, nonce_of},
 };
 
@@ -138,9 +139,12 @@ pub struct Session<P: Port> {
     flows: Vec<CoreFlow>,
     /// Index in `flows` of core 0 of each node.
     nodes: Vec<usize>,
+    cluster: ClusterSpec,
     map: Box<ClusterMap>,
     config: SessionConfig,
     started: SystemInstant,
+    /// What the flows of former maps have counted.
+    retired: FlowCounters,
     drops: Drops,
     /// When the port is looked after next.
     next_check: Instant,
@@ -164,44 +168,39 @@ impl<P: Port> fmt::Debug for Session<P> {
 }
 
 impl Session<UdpPort> {
-    /// Connects over UDP. `servers`: the address of core 0 of each.
+    /// Connects over UDP. `servers`: the address of core 0 of a server, or of several of one cluster.
     ///
     /// # Errors
     /// A sentence that names the server and what is wrong.
     pub fn connect_udp(servers: &[SocketAddr], config: SessionConfig) -> Result<Self, ConnectError> {
-        let udp = UdpConfig {
-            trains: config.trains,
-            receive_buffer_len: config.receive_buffer_len,
-            ..UdpConfig::default()
-        };
-        Self::connect(servers, config, |addrs| UdpPort::connect(addrs, udp))
+        Self::connect(servers, config, open_udp(config))
     }
 }
 
 impl Session<TcpPort> {
-    /// Connects over TCP. `servers`: the address of core 0 of each.
+    /// Connects over TCP. `servers`: the address of core 0 of a server, or of several of one cluster.
     ///
     /// # Errors
     /// A sentence that names the server and what is wrong.
     pub fn connect_tcp(servers: &[SocketAddr], config: SessionConfig) -> Result<Self, ConnectError> {
-        Self::connect(servers, config, |addrs| TcpPort::connect(addrs, TcpConfig::default()))
+        Self::connect(servers, config, open_tcp())
     }
 }
 
 impl Session<PacketPort> {
     /// Connects past the kernel's sockets, over AF_PACKET rings of the interface that leads to the servers (IPv4).
-    /// `servers`: the address of core 0 of each.
+    /// `servers`: the address of core 0 of one, or of several of one cluster.
     ///
     /// # Errors
     /// A sentence that names the server, the interface or the missing capability, and what is wrong.
     pub fn connect_packet(servers: &[SocketAddr], config: SessionConfig) -> Result<Self, ConnectError> {
-        Self::connect(servers, config, |addrs| PacketPort::connect(addrs, PacketConfig::default()))
+        Self::connect(servers, config, open_packet())
     }
 }
 
 impl Session<XdpPort> {
     /// Connects past the kernel's network stack, over AF_XDP rings of the interface that leads to the servers (IPv4).
-    /// `servers`: the address of core 0 of each.
+    /// `servers`: the address of core 0 of one, or of several of one cluster.
     ///
     /// The session takes all queues of the interface. Threads that share an interface open their ports together
     /// ([`xdp::connect`]) and [connect](Self::connect) with one each.
@@ -209,10 +208,29 @@ impl Session<XdpPort> {
     /// # Errors
     /// A sentence that names the server, the interface or the missing capability, and what is wrong.
     pub fn connect_xdp(servers: &[SocketAddr], config: SessionConfig) -> Result<Self, ConnectError> {
-        Self::connect(servers, config, |addrs| {
-            let mut ports = xdp::connect(addrs, 1, XdpConfig::default())?;
-            Ok(ports.pop().expect("as many ports as asked for"))
-        })
+        Self::connect(servers, config, open_xdp())
+    }
+}
+
+pub(crate) fn open_udp(
+    config: SessionConfig,
+) -> impl FnMut(&[SocketAddr]) -> io::Result<UdpPort> + Send + 'static {
+    let SessionConfig { trains, receive_buffer_len, .. } = config;
+    move |addrs| UdpPort::connect(addrs, UdpConfig { trains, receive_buffer_len, ..UdpConfig::default() })
+}
+
+pub(crate) fn open_tcp() -> impl FnMut(&[SocketAddr]) -> io::Result<TcpPort> + Send + 'static {
+    |addrs| TcpPort::connect(addrs, TcpConfig::default())
+}
+
+pub(crate) fn open_packet() -> impl FnMut(&[SocketAddr]) -> io::Result<PacketPort> + Send + 'static {
+    |addrs| PacketPort::connect(addrs, PacketConfig::default())
+}
+
+pub(crate) fn open_xdp() -> impl FnMut(&[SocketAddr]) -> io::Result<XdpPort> + Send + 'static {
+    |addrs| {
+        let mut ports = xdp::connect(addrs, 1, XdpConfig::default())?;
+        Ok(ports.pop().expect("as many ports as asked for"))
     }
 }
 
@@ -220,54 +238,104 @@ impl<P: Port> Session<P> {
     /// Connects through ports that `open` makes for a list of server addresses: one, or two if the first does not
     /// [reach](Port::reaches) all cores.
     ///
-    /// Each server is first asked, at its core 0, how many cores it has; then all cores are connected.
+    /// `servers` are asked, at their core 0, for the cluster map; any one of the cluster's will do, and of several those that
+    /// answer. Then all cores of all its nodes are connected.
     ///
     /// # Errors
     /// A sentence that names the server and what is wrong.
     pub fn connect(
         servers: &[SocketAddr],
         config: SessionConfig,
+        open: impl FnMut(&[SocketAddr]) -> io::Result<P>,
+    ) -> Result<Self, ConnectError> {
+        Self::connect_since(SystemInstant::now(), servers, config, open)
+    }
+
+    /// The same for a session whose time has begun already.
+    fn connect_since(
+        started: SystemInstant,
+        servers: &[SocketAddr],
+        config: SessionConfig,
         mut open: impl FnMut(&[SocketAddr]) -> io::Result<P>,
     ) -> Result<Self, ConnectError> {
-        if let Some(twice) = servers.iter().enumerate().find(|&(index, addr)| servers[..index].contains(addr))
-        {
-            return Err(ConnectError::Placement(format!("{} is given twice", twice.1)));
+        let mut contacts = servers.to_vec();
+        contacts.sort_unstable();
+        contacts.dedup();
+        for _ in 0..MAP_CHANGES_MAX {
+            // A later start of the same client has a later generation.
+            let since_1970 = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+            let generation = since_1970.as_nanos() as u64;
+            let client_id = config.client_id.unwrap_or_else(rand::random);
+            // Which core of its server an address belongs to is only known afterwards.
+            let asked: Vec<_> = contacts.iter().map(|&addr| (addr, None)).collect();
+            let mut session = Self::open(open(&contacts)?, &asked, config, (client_id, generation), started);
+            session.open_some()?;
+            let (cluster, teller) = session.learn_cluster()?;
+            if cluster.is_alone() && cluster.members()[0].cores == 1 {
+                session.adopt(cluster, vec![0]);
+                return Ok(session);
+            }
+            let cores = session.places(&cluster, teller)?;
+            let told_by = session.flows[teller].peer.addr;
+            // One more session at core 0 than needed would hold its slots until the lease ends.
+            session.close();
+            let addrs: Vec<_> = cores.iter().map(|&(addr, _)| addr).collect();
+            if !session.port.reaches(&addrs) {
+                session.port = open(&addrs)?;
+            }
+            let client_id = config.client_id.unwrap_or_else(rand::random);
+            // Above those that the first sessions have used.
+            let client = (client_id, generation + (1 << 20));
+            session.flows = core_flows(&session.port, &cores, &config, cluster.epoch(), client);
+            let firsts = (0..cores.len()).filter(|&index| cores[index].1 == Some(0)).collect();
+            session.adopt(cluster, firsts);
+            session.reopen()?;
+            match session.newer_map(told_by)? {
+                Some(addr) => contacts = vec![addr],
+                None => return Ok(session),
+            }
         }
-        // A later start of the same client has a later generation.
-        let since_1970 = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
-        let generation = since_1970.as_nanos() as u64;
-        let client_id = config.client_id.unwrap_or_else(rand::random);
-        // Which core of its server an address belongs to is only known afterwards.
-        let asked: Vec<_> = servers.iter().map(|&addr| (addr, None)).collect();
-        let mut session = Self::open(open(servers)?, &asked, config, (client_id, generation));
-        session.reopen()?;
-        let infos: Vec<ServerInfo> =
-            session.flows.iter().filter_map(|core| core.flow.info().copied()).collect();
-        if infos.iter().all(|info| info.cores == 1) {
-            session.place(servers, &infos)?;
-            return Ok(session);
-        }
-        // One more session at core 0 than needed would hold its slots until the lease ends.
-        session.close();
-        let mut cores = Vec::new();
-        session.nodes.clear();
-        for (server, info) in servers.iter().zip(&infos) {
-            session.nodes.push(cores.len());
-            cores.extend((0..info.cores).map(|core| {
-                let port = info.base_port.wrapping_add(core.into());
-                (SocketAddr::new(server.ip(), port), Some(core))
-            }));
-        }
-        let addrs: Vec<_> = cores.iter().map(|&(addr, _)| addr).collect();
-        if !session.port.reaches(&addrs) {
-            session.port = open(&addrs)?;
-        }
-        let client_id = config.client_id.unwrap_or_else(rand::random);
-        // Above those that the first sessions have used.
-        session.flows = core_flows(&session.port, &cores, &config, (client_id, generation + (1 << 20)));
-        session.reopen()?;
-        session.place(servers, &infos)?;
-        Ok(session)
+        Err(ConnectError::Unsettled)
+    }
+
+    /// Connects again, by the newest cluster map that its servers have; everything taken must have
+    /// [ended](Self::is_idle) before. To be called when the session [is stale](Self::is_stale); `open` as for
+    /// [`connect`](Self::connect). On an error the session is as it was.
+    ///
+    /// # Errors
+    /// As [`connect`](Self::connect).
+    ///
+    /// # Panics
+    /// While operations are in flight.
+    pub fn refresh(&mut self, open: impl FnMut(&[SocketAddr]) -> io::Result<P>) -> Result<(), ConnectError> {
+        assert!(self.is_idle(), "operations in flight belong to the former map");
+        let known = self.cluster.members().iter().map(|member| member.addr);
+        // A server that is alone does not know its address.
+        let contacts: Vec<_> = match self.cluster.is_alone() {
+            true => self.flows.first().map(|core| core.peer.addr).into_iter().collect(),
+            false => known.collect(),
+        };
+        let fresh = Self::connect_since(self.started, &contacts, self.config, open)?;
+        let former = std::mem::replace(self, fresh);
+        self.retired = former.counters().flows;
+        Ok(())
+    }
+
+    /// Whether a server has another cluster map than this session goes by: operations end as
+    /// [`Moved`](crate::Reason::Moved) until it is [refreshed](Self::refresh).
+    #[must_use]
+    pub fn is_stale(&self) -> bool {
+        let (epoch, digest) = (self.cluster.epoch(), self.cluster.digest());
+        self.flows.iter().any(|core| {
+            let differs = |info: &ServerInfo| (info.epoch, info.map_digest) != (epoch, digest);
+            core.flow.counters().moved > 0 || core.flow.info().is_some_and(differs)
+        })
+    }
+
+    /// The cluster that this session goes by; for a server that is alone, one node without an address.
+    #[must_use]
+    pub const fn cluster(&self) -> &ClusterSpec {
+        &self.cluster
     }
 
     /// A session with the cores of one node that are known already, over a port that is open already. Nothing is sent
@@ -281,26 +349,34 @@ impl<P: Port> Session<P> {
     /// Without cores, or with more than 255.
     #[must_use]
     pub fn attach(port: P, cores: &[SocketAddr], config: SessionConfig, seed: u64) -> Self {
-        let map = u8::try_from(cores.len()).ok().and_then(|count| ClusterMap::single(count).ok());
         let (client_id, generation) = config.client_id.map_or((seed, 0), |client_id| (client_id, seed));
         // A single one may be any of its node's.
         let number = |core: u8| (cores.len() > 1).then_some(core);
+        let alone = ClusterSpec::alone(u8::try_from(cores.len()).expect("1 to 255 cores"));
         let cores: Vec<_> = cores.iter().zip(0..).map(|(&addr, core)| (addr, number(core))).collect();
-        let mut session = Self::open(port, &cores, config, (client_id, generation));
-        session.nodes = vec![0];
-        session.map = Box::new(map.expect("1 to 255 cores"));
+        let mut session = Self::open(port, &cores, config, (client_id, generation), SystemInstant::now());
+        session.adopt(alone, vec![0]);
         session
     }
 
     /// `cores`: address of each, and its number where that is known. `client`: its id and generation.
-    fn open(port: P, cores: &[(SocketAddr, Option<u8>)], config: SessionConfig, client: (u64, u64)) -> Self {
+    fn open(
+        port: P,
+        cores: &[(SocketAddr, Option<u8>)],
+        config: SessionConfig,
+        client: (u64, u64),
+        started: SystemInstant,
+    ) -> Self {
+        let cluster = ClusterSpec::alone(1);
         Self {
-            flows: core_flows(&port, cores, &config, client),
+            flows: core_flows(&port, cores, &config, cluster.epoch(), client),
             port,
             nodes: (0..cores.len()).collect(),
-            map: Box::new(ClusterMap::single(1).expect("one core is in range")),
+            map: Box::new(cluster.map()),
+            cluster,
             config,
-            started: SystemInstant::now(),
+            started,
+            retired: FlowCounters::default(),
             drops: Drops::default(),
             next_check: Instant::default(),
             in_flight: InFlight::of(config.order),
@@ -308,29 +384,129 @@ impl<P: Port> Session<P> {
         }
     }
 
-    /// Works out which core owns which key, once it is known how many cores each server has.
-    fn place(&mut self, servers: &[SocketAddr], infos: &[ServerInfo]) -> Result<(), ConnectError> {
-        let nodes: Vec<Node> = servers
-            .iter()
-            .zip(infos)
-            .map(|(server, info)| Node {
-                id: key_hash(Key::new(server.to_string().as_bytes())),
-                cores: info.cores,
-            })
-            .collect();
-        let map = match infos {
-            [info] => ClusterMap::single(info.cores),
-            _ => ClusterMap::rendezvous(&nodes, 0),
-        };
-        *self.map = map.map_err(|error| ConnectError::Placement(error.to_string()))?;
-        if infos.len() > 1 {
-            // The map orders nodes by their id, the session by how they were given.
-            let given = std::mem::take(&mut self.nodes);
-            let position =
-                |id: u64| nodes.iter().position(|node| node.id == id).expect("the map holds these nodes");
-            self.nodes = self.map.nodes().iter().map(|node| given[position(node.id)]).collect();
+    /// Goes by a map from now on. `firsts`: index of the flow to core 0 of each of its nodes.
+    fn adopt(&mut self, cluster: ClusterSpec, firsts: Vec<usize>) {
+        *self.map = cluster.map();
+        self.cluster = cluster;
+        self.nodes = firsts;
+    }
+
+    /// Waits until there is a session with every core, or with some while the others stay silent.
+    fn open_some(&mut self) -> Result<(), ConnectError> {
+        let begun = self.now();
+        let grace = CONTACT_GRACE.min(self.config.timeout / 4);
+        let mut some_open_at = None;
+        loop {
+            let now = self.now();
+            if self.is_open() || some_open_at.is_some_and(|at| now.since(at) > grace) {
+                return Ok(());
+            }
+            if some_open_at.is_none() && self.flows.iter().any(|core| core.flow.is_open()) {
+                some_open_at = Some(now);
+            }
+            if now.since(begun) > self.config.timeout {
+                return Err(self.silence_of(0));
+            }
+            if self.turn(now, &mut |_| {})? == 0 {
+                self.wait(Duration::from_millis(1))?;
+            }
         }
-        Ok(())
+    }
+
+    /// The newest cluster map of the servers that have answered, and the index of one that has it.
+    fn learn_cluster(&mut self) -> Result<(ClusterSpec, usize), ConnectError> {
+        let mut answered = self.flows.iter().enumerate().filter_map(|(index, core)| {
+            Some((index, core.peer.addr, core.flow.info().copied().filter(|_| core.flow.is_open())?))
+        });
+        let Some(mut newest) = answered.next() else { return Err(self.silence_of(0)) };
+        for other in answered {
+            let (epoch, other_epoch) = (newest.2.epoch, other.2.epoch);
+            if epoch == 0 || other_epoch == 0 {
+                let alone = if epoch == 0 { newest.1 } else { other.1 };
+                let beside = if epoch == 0 { other.1 } else { newest.1 };
+                return Err(ConnectError::Alone { alone, beside });
+            }
+            if epoch == other_epoch && newest.2.map_digest != other.2.map_digest {
+                return Err(ConnectError::Disagreement { epoch, servers: [newest.1, other.1] });
+            }
+            if other_epoch > epoch {
+                newest = other;
+            }
+        }
+        let (index, addr, _) = newest;
+        let begun = self.now();
+        let mut asked_at = None;
+        loop {
+            let now = self.now();
+            if asked_at.is_none_or(|asked_at| now.since(asked_at) > ASK_AGAIN_AFTER) {
+                asked_at = Some(now);
+                self.flows[index].flow.ask_cluster();
+            }
+            if self.turn(now, &mut |_| {})? == 0 {
+                self.wait(Duration::from_millis(1))?;
+            }
+            if let Some(cluster) = self.flows[index].flow.take_cluster() {
+                return Ok((cluster, index));
+            }
+            if now.since(begun) > self.config.timeout {
+                return Err(ConnectError::NoMap(addr, self.config.timeout));
+            }
+        }
+    }
+
+    /// Address and number of each core of the cluster, node by node. A server that is alone is where it was found.
+    fn places(
+        &self,
+        cluster: &ClusterSpec,
+        teller: usize,
+    ) -> Result<Vec<(SocketAddr, Option<u8>)>, ConnectError> {
+        let teller = &self.flows[teller];
+        let found = SocketAddr::new(
+            teller.peer.addr.ip(),
+            teller.flow.info().map_or_else(|| teller.peer.addr.port(), |info| info.base_port),
+        );
+        let place = |member: &Member| {
+            let addr = if cluster.is_alone() { found } else { member.addr };
+            if addr.is_ipv4() != found.is_ipv4() && !cluster.is_alone() {
+                return Err(ConnectError::AddressFamily { server: found, node: member.id, addr });
+            }
+            Ok(Member { addr, ..*member })
+        };
+        let members: Vec<_> = cluster.members().iter().map(place).collect::<Result<_, _>>()?;
+        Ok(members.iter().flat_map(|member| member.core_addrs().zip((0..).map(Some))).collect())
+    }
+
+    /// The address of a server that has a newer map than this session was told, if one has; else that all have this one.
+    fn newer_map(&self, told_by: SocketAddr) -> Result<Option<SocketAddr>, ConnectError> {
+        let (epoch, digest) = (self.cluster.epoch(), self.cluster.digest());
+        let mut node = 0;
+        for (index, core) in self.flows.iter().enumerate() {
+            node += usize::from(self.nodes.get(node + 1).is_some_and(|&first| first <= index));
+            let (addr, Some(info)) = (core.peer.addr, core.flow.info()) else { continue };
+            let expected = self.cluster.members()[node].id;
+            if info.epoch > epoch {
+                return Ok(Some(addr));
+            }
+            if info.epoch < epoch {
+                return Err(ConnectError::Outdated { server: addr, epoch: info.epoch, newest: epoch });
+            }
+            if info.map_digest != digest {
+                return Err(ConnectError::Disagreement { epoch, servers: [told_by, addr] });
+            }
+            if info.node_id != expected {
+                return Err(ConnectError::OtherNode { server: addr, node: info.node_id, expected });
+            }
+        }
+        Ok(None)
+    }
+
+    /// Why there is no session with a core.
+    fn silence_of(&self, index: usize) -> ConnectError {
+        let CoreFlow { flow, peer } = &self.flows[index];
+        match flow.refusal() {
+            Some(reason) => ConnectError::Refused(peer.addr, reason),
+            None => ConnectError::NoAnswer(peer.addr, self.config.timeout),
+        }
     }
 
     /// Waits until there is a session with every core: at the start, and again after a server was lost.
@@ -341,11 +517,7 @@ impl<P: Port> Session<P> {
         let begun = self.now();
         while let Some(closed) = self.flows.iter().position(|core| !core.flow.is_open()) {
             if self.now().since(begun) > self.config.timeout {
-                let addr = self.flows[closed].peer.addr;
-                return Err(match self.flows[closed].flow.refusal() {
-                    Some(reason) => ConnectError::Refused(addr, reason),
-                    None => ConnectError::NoAnswer(addr, self.config.timeout),
-                });
+                return Err(self.silence_of(closed));
             }
             if self.turn(self.now(), &mut |_| {})? == 0 {
                 self.wait(Duration::from_millis(1))?;
@@ -556,7 +728,7 @@ impl<P: Port> Session<P> {
     pub fn counters(&self) -> SessionCounters {
         let flows = self.flows.iter().map(|core| core.flow.counters());
         SessionCounters {
-            flows: flows.fold(FlowCounters::default(), FlowCounters::plus),
+            flows: flows.fold(self.retired, FlowCounters::plus),
             port: self.port.counters(),
             drops: self.drops,
         }
@@ -719,6 +891,12 @@ const SLEEP_MAX: Duration = Duration::from_millis(100);
 /// A question other than a request is asked again after this long.
 const ASK_AGAIN_AFTER: Duration = Duration::from_millis(20);
 
+/// How often the cluster map may be found to have changed while connecting by it.
+const MAP_CHANGES_MAX: usize = 4;
+
+/// Servers that stay silent are waited for no longer than this once another one has answered.
+const CONTACT_GRACE: Duration = Duration::from_millis(500);
+
 /// The client id of one flow of a client: its own, so that nobody can pass one core's answer off as another's, and not
 /// that of another client's flow, whose id may be the next number and whose flows may have another order.
 fn flow_id(client_id: u64, index: u64) -> u64 {
@@ -730,6 +908,7 @@ fn core_flows(
     port: &impl Port,
     cores: &[(SocketAddr, Option<u8>)],
     config: &SessionConfig,
+    epoch: u16,
     (client_id, generation): (u64, u64),
 ) -> Vec<CoreFlow> {
     // Three quarters of the queue are shared out; the rest is for answers that come late or twice.
@@ -745,7 +924,7 @@ fn core_flows(
             timeout: config.timeout,
             reply_datagrams_max,
             core,
-            epoch: 0,
+            epoch,
             seed: nonce_of(flow_id(client_id, index), generation),
         });
         CoreFlow { flow, peer: Peer::datagram(addr) }

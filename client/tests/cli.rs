@@ -212,7 +212,7 @@ fn unreachable_servers_are_named() {
         let sentence = refusal(command.args(options).args(["get", "key"]).stdin(Stdio::null()));
         assert!(sentence.contains(&format!("no answer from {addr} within 200ms")), "{sentence}");
     }
-    for name in ["nonsense", "127.0.0.1", "127.0.0.1:70000", ""] {
+    for name in ["nonsense", "127.0.0.1:", "127.0.0.1:70000", ""] {
         let mut command = Command::new(env!("CARGO_BIN_EXE_linerate"));
         let sentence = refusal(command.args(["--servers", name, "get", "key"]).stdin(Stdio::null()));
         assert!(sentence.contains("give host:port, such as 127.0.0.1:4100"), "{sentence}");

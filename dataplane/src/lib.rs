@@ -28,6 +28,7 @@ pub mod privilege;
 #[allow(unsafe_code)]
 pub mod region;
 mod reservation;
+pub mod resolve;
 #[cfg(test)]
 mod rings_testing;
 pub mod sim;

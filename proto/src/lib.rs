@@ -9,6 +9,7 @@
 
 #![forbid(unsafe_code)]
 
+pub mod cluster;
 pub mod drops;
 pub mod flow;
 pub mod hash;

@@ -10,6 +10,7 @@
 
 use std::cmp::Reverse;
 
+use serde::{Deserialize, Serialize};
 use thiserror::Error;
 
 use crate::{hash::key_hash, key::Key};
@@ -85,7 +86,30 @@ pub struct ClusterMap {
     owners: [Owner; PARTITIONS],
 }
 
+/// How partitions are placed on nodes.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Placement {
+    /// [`ClusterMap::rendezvous`].
+    #[default]
+    Rendezvous,
+    /// [`ClusterMap::modulo`].
+    Modulo,
+}
+
 impl ClusterMap {
+    /// Places partitions in one of the ways there are.
+    ///
+    /// # Errors
+    ///
+    /// As for [`Self::rendezvous`].
+    pub fn new(placement: Placement, nodes: &[Node], epoch: u16) -> Result<Self, PlacementError> {
+        match placement {
+            Placement::Rendezvous => Self::rendezvous(nodes, epoch),
+            Placement::Modulo => Self::modulo(nodes, epoch),
+        }
+    }
+
     /// The map of one server alone, at epoch 0: id 0, `cores` cores (1..=255).
     ///
     /// # Errors
@@ -172,6 +196,53 @@ impl ClusterMap {
     #[must_use]
     pub fn nodes(&self) -> &[Node] {
         &self.nodes
+    }
+
+    /// The partitions that satisfy `owned`.
+    #[must_use]
+    pub fn share(&self, owned: impl Fn(Owner) -> bool) -> Share {
+        let mut share = Share { bits: [0; PARTITIONS / 64] };
+        for partition in Partition::all().filter(|&partition| owned(self.owner(partition))) {
+            share.bits[partition.index() / 64] |= 1 << (partition.index() % 64);
+        }
+        share
+    }
+
+    /// How many partitions each core of each node owns.
+    #[must_use]
+    pub fn counts(&self) -> Vec<Vec<usize>> {
+        let mut counts: Vec<_> = self.nodes.iter().map(|node| vec![0; usize::from(node.cores)]).collect();
+        for Owner { node, core } in Partition::all().map(|partition| self.owner(partition)) {
+            counts[usize::from(node)][usize::from(core)] += 1;
+        }
+        counts
+    }
+}
+
+/// A set of partitions, 512 bytes.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Share {
+    bits: [u64; PARTITIONS / 64],
+}
+
+impl Share {
+    /// Whether `partition` is in it.
+    #[inline]
+    #[must_use]
+    pub fn has(&self, partition: Partition) -> bool {
+        self.bits[partition.index() / 64] >> (partition.index() % 64) & 1 == 1
+    }
+
+    /// How many there are.
+    #[must_use]
+    pub fn len(&self) -> usize {
+        self.bits.iter().map(|word| word.count_ones() as usize).sum()
+    }
+
+    /// Whether there is none.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
     }
 }
 
@@ -305,15 +376,11 @@ mod tests {
 
     /// Partitions per core, for each node; checks on the way that every owner exists and obeys [`core_of`].
     fn loads(map: &ClusterMap) -> Vec<Vec<usize>> {
-        let mut loads: Vec<Vec<usize>> =
-            map.nodes().iter().map(|node| vec![0; usize::from(node.cores)]).collect();
         for partition in Partition::all() {
             let owner = map.owner(partition);
-            let node = usize::from(owner.node);
-            assert_eq!(owner.core, core_of(partition, map.nodes()[node].cores));
-            loads[node][usize::from(owner.core)] += 1;
+            assert_eq!(owner.core, core_of(partition, map.nodes()[usize::from(owner.node)].cores));
         }
-        loads
+        map.counts()
     }
 
     /// How many partitions have another node in `after` than in `before`, of all.

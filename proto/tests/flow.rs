@@ -47,6 +47,8 @@ impl Server {
             base_port: 4_100,
             cores: 4,
             core: 0,
+            map_digest: 0,
+            node_id: 0,
             epoch: 1,
             memory_len_max: 1 << 20,
             staging_len_max: 4 << 20,

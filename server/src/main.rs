@@ -2,9 +2,11 @@
 
 #![forbid(unsafe_code)]
 
+mod cluster;
+
 use std::{
     io::{self, Write},
-    net::IpAddr,
+    net::{IpAddr, Ipv4Addr, SocketAddr},
     process::ExitCode,
     sync::{
         Arc,
@@ -23,7 +25,10 @@ use linerate_dataplane::{
     privilege,
     transport::{self, Transport, Wanted},
 };
-use linerate_proto::wire::{STAT_COUNT, Statistic};
+use linerate_proto::{
+    cluster::PORT,
+    wire::{STAT_COUNT, Statistic},
+};
 use linerate_server::{
     AtCapacity, Datagrams, Server, ServerConfig, StartError,
     core_loop::Idle,
@@ -36,12 +41,20 @@ use linerate_server::{
 #[derive(Debug, Parser)]
 #[command(version)]
 struct Options {
-    /// Address to listen at
-    #[arg(long, default_value = "127.0.0.1")]
-    listen: IpAddr,
-    /// UDP and TCP port of the first core; core i listens at this + i; 0 lets the kernel choose
-    #[arg(long, default_value_t = 4100)]
-    port: u16,
+    /// Address to listen at [default: 127.0.0.1, or that of the node in the cluster map]
+    #[arg(long)]
+    listen: Option<IpAddr>,
+    /// UDP and TCP port of the first core; core i listens at this + i; 0 lets the kernel choose [default: 4100, or that of
+    /// the node in the cluster map]
+    #[arg(long)]
+    port: Option<u16>,
+    /// The cluster that it is part of, the same for all servers: the file of a cluster map, or host[:port][/cores],… in
+    /// the order of the node ids 1, 2, …
+    #[arg(long, requires = "node_id", value_name = "FILE|HOST,…")]
+    cluster: Option<String>,
+    /// Which node of the cluster it is
+    #[arg(long, requires = "cluster", value_name = "ID")]
+    node_id: Option<u64>,
     /// CPUs to pin the cores to, such as 0-3 or 0,2,4-5 [default: the first one allowed]
     #[arg(long)]
     cores: Option<CoreList>,
@@ -108,6 +121,16 @@ fn run(options: &Options) -> anyhow::Result<()> {
         options.memory,
         listens(&config, server.mode()),
     ));
+    if let Some(cluster) = &config.cluster {
+        let spec = cluster.spec();
+        say(&format!(
+            "linerate-server: node {} of {}, epoch {} of the cluster map, digest {:016x}",
+            cluster.member().id,
+            spec.members().len(),
+            spec.epoch(),
+            spec.digest(),
+        ));
+    }
     for warning in server.warning().into_iter().chain(huge_pages.warning()) {
         eprintln!("linerate-server: warning: {warning}");
     }
@@ -155,10 +178,24 @@ fn resolve(options: &Options) -> anyhow::Result<ServerConfig> {
     };
     let memory_len =
         usize::try_from(options.memory.as_u64()).context("more --memory than can be addressed")?;
-    let (datagrams, tcp) = transports(options)?;
+    let cluster = match (&options.cluster, options.node_id) {
+        (Some(text), Some(id)) => {
+            let cores = u8::try_from(cpus.len()).context("more than 255 --cores")?;
+            Some(Arc::new(cluster::membership(text, id, cores)?))
+        }
+        _ => None,
+    };
+    let mapped = cluster
+        .as_ref()
+        .map(|cluster| cluster.member().addr)
+        .unwrap_or_else(|| SocketAddr::new(Ipv4Addr::LOCALHOST.into(), PORT));
+    let listen = options.listen.unwrap_or_else(|| mapped.ip());
+    let port = options.port.unwrap_or_else(|| mapped.port());
+    let (datagrams, tcp) = transports(options, listen)?;
     Ok(ServerConfig {
-        listen: options.listen,
-        port: options.port,
+        listen,
+        port,
+        cluster,
         cpus,
         memory_len,
         at_capacity: options.at_capacity,
@@ -180,14 +217,14 @@ fn at_capacity(text: &str) -> Result<AtCapacity, String> {
 }
 
 /// What carries datagrams, and whether TCP is listened on.
-fn transports(options: &Options) -> anyhow::Result<(Option<Datagrams>, bool)> {
+fn transports(options: &Options, listen: IpAddr) -> anyhow::Result<(Option<Datagrams>, bool)> {
     let mut datagrams = None;
     let mut tcp = false;
     for wanted in &options.transport {
         let transport = match *wanted {
             Wanted::Is(transport) => transport,
             Wanted::Auto => {
-                let (transport, why) = transport::best(options.listen);
+                let (transport, why) = transport::best(listen);
                 say(&format!("linerate-server: chose {transport}: {why}"));
                 transport
             }
@@ -291,6 +328,7 @@ fn losses(stats: &[u64; STAT_COUNT]) -> String {
         (Statistic::TxDropped, "could not be sent"),
         (Statistic::NoSpace, "puts found no space"),
         (Statistic::WrongCore, "operations came to the wrong core"),
+        (Statistic::Moved, "operations came to the wrong node"),
         (Statistic::SessionsRefused, "sessions were refused"),
         (Statistic::ConnectionsRefused, "connections were refused"),
         (Statistic::ConnectionsDropped, "connections were dropped"),

@@ -22,6 +22,7 @@ use linerate_dataplane::{
 };
 use linerate_proto::{
     Instant,
+    cluster::{Member, Membership},
     session::SessionConfig,
     wire::{DATAGRAM_LEN_MAX, STAT_COUNT},
 };
@@ -79,6 +80,9 @@ pub struct ServerConfig {
     pub tcp: bool,
     /// Whether to listen at other than loopback addresses although nobody has to authenticate.
     pub insecure_no_auth: bool,
+    /// Which node of which cluster it is; `None` for a server that is alone and owns all keys. Address, port and number of
+    /// cores are those of the map.
+    pub cluster: Option<Arc<Membership>>,
 }
 
 impl Default for ServerConfig {
@@ -96,6 +100,7 @@ impl Default for ServerConfig {
             datagrams: Some(Datagrams::Udp),
             tcp: true,
             insecure_no_auth: false,
+            cluster: None,
         }
     }
 }
@@ -125,6 +130,23 @@ pub enum StartError {
     /// Number of cores.
     #[error("{0} cores: give 1..=255")]
     Cores(usize),
+    /// Another node than the map says.
+    #[error(
+        "node {id} is at {expected} with {expected_cores} cores in the cluster map, but this server listens at {found} with \
+         {found_cores}: change --listen, --port or --cores, or the map on all servers"
+    )]
+    OtherThanMapped {
+        /// Id of the node.
+        id: u64,
+        /// What the map has.
+        expected: SocketAddr,
+        /// What the map has.
+        expected_cores: u8,
+        /// What the server has.
+        found: SocketAddr,
+        /// What the server has.
+        found_cores: usize,
+    },
     /// Ports beyond the last.
     #[error("port {port} with {cores} cores ends beyond 65535: give a port of at most {}", 65_536 - cores)]
     Ports {
@@ -205,6 +227,8 @@ impl Server {
         let secret = rand::random();
         let boot_id = rand::random();
         let data_epoch = rand::random();
+        let cluster = config.cluster.clone().unwrap_or_else(|| Arc::new(Membership::alone(cores as u8)));
+        let map_digest = cluster.spec().digest();
         let stop = Arc::new(AtomicBool::new(false));
         let started = SystemInstant::now();
         let published: Vec<_> = (0..cores).map(|_| Published::default()).collect();
@@ -231,14 +255,17 @@ impl Server {
                 base_port: server.addrs[0].port(),
                 cores: cores as u8,
                 core: core as u8,
-                epoch: 0,
+                epoch: cluster.spec().epoch(),
+                map_digest,
+                node_id: cluster.member().id,
                 memory_len_max: plan.sessions_len,
                 staging_len_max: plan.staging_len,
                 lease: LEASE,
                 queue_datagrams,
             };
             let store = Store::new(plan.store_len, config.at_capacity, rand::random())?;
-            let mut worker = Worker::new(store, sessions, server.published[core].clone());
+            let mut worker =
+                Worker::new(store, sessions, Arc::clone(&cluster), server.published[core].clone());
             let mut ports = ports;
             let (idle, prefault, stop) = (config.idle, config.prefault, Arc::clone(&server.stop));
             let (ready, prepared) = std::sync::mpsc::channel();
@@ -359,6 +386,21 @@ fn check(config: &ServerConfig) -> Result<(), StartError> {
     }
     if !(RECEIVE_BUFFER_LEN_MIN..=RECEIVE_BUFFER_LEN_MAX).contains(&config.receive_buffer_len) {
         return Err(StartError::ReceiveBuffer(config.receive_buffer_len));
+    }
+    if let Some(cluster) = &config.cluster {
+        let Member { id, addr, cores: expected_cores } = *cluster.member();
+        let ip_fits = config.listen.is_unspecified() || config.listen.to_canonical() == addr.ip();
+        if !ip_fits || config.port != addr.port() || cores != usize::from(expected_cores) {
+            let found = SocketAddr::new(config.listen, config.port);
+            let found_cores = cores;
+            return Err(StartError::OtherThanMapped {
+                id,
+                expected: addr,
+                expected_cores,
+                found,
+                found_cores,
+            });
+        }
     }
     let rings = matches!(config.datagrams, Some(Datagrams::Packet | Datagrams::Xdp));
     if rings && (config.listen.is_ipv6() || config.listen.is_unspecified()) {

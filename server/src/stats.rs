@@ -32,6 +32,7 @@ pub(crate) struct WorkerCounters {
     pub(crate) conditions_failed: u64,
     pub(crate) no_space: u64,
     pub(crate) wrong_core: u64,
+    pub(crate) moved: u64,
     pub(crate) requests: u64,
     pub(crate) replays: u64,
     pub(crate) requests_refused: u64,
@@ -92,6 +93,7 @@ impl Published {
         set(Statistic::ConditionsFailed, worker.conditions_failed);
         set(Statistic::NoSpace, worker.no_space);
         set(Statistic::WrongCore, worker.wrong_core);
+        set(Statistic::Moved, worker.moved);
         set(Statistic::Requests, worker.requests);
         set(Statistic::Replays, worker.replays);
         set(Statistic::RequestsRefused, worker.requests_refused);

@@ -1,19 +1,20 @@
 //! One core's loop body: from a burst of datagrams to the replies, without a lock, a queue or an allocation.
 
-use std::{io, num::NonZeroU32};
+use std::{io, num::NonZeroU32, sync::Arc};
 
 use arrayvec::ArrayVec;
 use linerate_dataplane::{Datagram, Outbox, Peer, Port};
 use linerate_proto::{
     DropReason, Drops, Instant, Key,
+    cluster::Membership,
     hash::key_hash,
     mutants::{Mutant, is_active},
-    placement::{Partition, core_of},
+    placement::{PARTITIONS, Partition, Share},
     session::{Control, SessionConfig, SessionTable, Verdict},
     wire::{
         self, Common, DATAGRAM_LEN_MAX, Flags, Gets, Kind, LongValue, Meta, OpResult, OperationKind,
         Operations, Piece, Pieces, Ping, REPLY_DATAGRAMS_MAX, Range, Ranges, Reason, ReplyBuilder,
-        ReplyHeader, RequestHeader, Statistics, Terms,
+        ReplyHeader, RequestHeader, Statistics, TRAILER_LEN, Terms,
     },
 };
 use zerocopy::{FromBytes, IntoBytes};
@@ -50,8 +51,9 @@ const EXPIRE_BUCKETS: usize = 16;
 pub struct Worker {
     store: Store,
     sessions: SessionTable,
-    core: u8,
-    cores: u8,
+    cluster: Arc<Membership>,
+    /// The partitions of this core, unless all are.
+    share: Option<Share>,
     counters: WorkerCounters,
     drops: Drops,
     published: Published,
@@ -124,13 +126,19 @@ impl<'a> Batch<'a> {
 }
 
 impl Worker {
-    /// The worker of one core.
+    /// The worker of one core of a node of `cluster`.
     #[must_use]
-    pub fn new(store: Store, sessions: SessionConfig, published: Published) -> Self {
+    pub fn new(
+        store: Store,
+        sessions: SessionConfig,
+        cluster: Arc<Membership>,
+        published: Published,
+    ) -> Self {
+        let share = cluster.share_of(sessions.core);
         Self {
             store,
-            core: sessions.core,
-            cores: sessions.cores,
+            share: (share.len() < PARTITIONS).then_some(share),
+            cluster,
             sessions: SessionTable::new(sessions),
             counters: WorkerCounters::default(),
             drops: Drops::default(),
@@ -259,10 +267,11 @@ impl Worker {
         if header.count == 0 {
             return Err(DropReason::Malformed);
         }
+        let first = batch.lookups.len();
         if header.common.flags.contains(Flags::TRANSFER) {
             return self.collect_steps(header, body, batch);
         }
-        let mut owned = true;
+        let mut owned = header.epoch.get() == self.cluster.spec().epoch();
         if read_only {
             for key in Gets::new(body, header.count) {
                 owned &= self.look_up(key?, batch);
@@ -273,7 +282,7 @@ impl Worker {
             }
         }
         Ok(match (owned, read_only) {
-            (false, _) => Task::Refuse(Reason::WrongCore),
+            (false, _) => Task::Refuse(self.misdirected(header, &batch.lookups[first..])),
             (true, true) => Task::Read,
             (true, false) => Task::Write,
         })
@@ -287,18 +296,32 @@ impl Worker {
         body: &'a [u8],
         batch: &mut Batch<'a>,
     ) -> Result<Task, DropReason> {
+        let first = batch.lookups.len();
+        let mut owned = header.epoch.get() == self.cluster.spec().epoch();
         if !header.common.flags.contains(Flags::READ_ONLY) {
             Pieces::new(body, header.count).try_for_each(|piece| piece.map(|_| ()))?;
-            return Ok(Task::Stage);
+            return Ok(if owned { Task::Stage } else { Task::Refuse(self.misdirected(header, &[])) });
         }
         if usize::from(header.count) > REPLY_DATAGRAMS_MAX {
             return Err(DropReason::Malformed);
         }
-        let mut owned = true;
         for range in Ranges::new(body, header.count) {
             owned &= self.look_up(range?.key, batch);
         }
-        Ok(if owned { Task::Ranges } else { Task::Refuse(Reason::WrongCore) })
+        Ok(if owned { Task::Ranges } else { Task::Refuse(self.misdirected(header, &batch.lookups[first..])) })
+    }
+
+    /// Why this core does not execute a request. Who goes by another map is told so, whoever owns the keys: maps of two
+    /// epochs give some keys two owners.
+    #[cold]
+    fn misdirected(&self, header: &RequestHeader, lookups: &[Lookup<'_>]) -> Reason {
+        let epoch = self.cluster.spec().epoch();
+        let is_ours = |lookup: &Lookup<'_>| self.cluster.owns(Partition::of(key_hash(lookup.key)));
+        if header.epoch.get() == epoch && lookups.iter().all(is_ours) {
+            Reason::WrongCore
+        } else {
+            Reason::Moved { epoch }
+        }
     }
 
     /// Hashes a key into the batch and sets its bucket on its way; returns whether the key belongs to this core.
@@ -307,8 +330,7 @@ impl Worker {
         let hash = self.store.hash(key);
         let probe = self.store.prefetch_bucket(hash);
         batch.lookups.push(Lookup { key, hash, probe });
-        // A single core owns all keys.
-        self.cores == 1 || core_of(Partition::of(key_hash(key)), self.cores) == self.core
+        self.share.as_ref().is_none_or(|share| share.has(Partition::of(key_hash(key))))
     }
 
     /// Finds all items of the batch, whose buckets are on their way since they were hashed, and sets the items' lines
@@ -700,7 +722,10 @@ impl Worker {
     /// executed after the client was told.
     fn refuse(&mut self, header: &RequestHeader, reason: Reason, reply: &Reply<'_>, outbox: &mut Outbox) {
         self.counters.requests_refused += 1;
-        self.counters.wrong_core += u64::from(header.count);
+        *match reason {
+            Reason::Moved { .. } => &mut self.counters.moved,
+            _ => &mut self.counters.wrong_core,
+        } += u64::from(header.count);
         let result = OpResult::NotExecuted(reason);
         if is_write(header) {
             let slot = self.sessions.slot(header);
@@ -731,7 +756,7 @@ impl Worker {
         // As good as lost on the way: the client asks again.
         let slot = outbox.begin(peer, DATAGRAM_LEN_MAX).ok_or(DropReason::NoRoom)?;
         let len = match common.kind {
-            Kind::PING | Kind::STATS => {
+            Kind::PING | Kind::STATS | Kind::MAP => {
                 if body.len() < size_of::<Ping>() - size_of::<Common>() {
                     return Err(DropReason::Truncated);
                 }
@@ -741,6 +766,11 @@ impl Worker {
                         &Ping { common: Common { kind: Kind::PONG, flags, ..*common }, ..*ping },
                         slot.bytes,
                     ),
+                    Ok(flags) if common.kind == Kind::MAP => {
+                        let common = Common { kind: Kind::MAP_PAGE, flags, ..*common };
+                        let len = self.cluster.write_page(common, ping.echo, slot.bytes);
+                        sealed_len(flags, len, slot.bytes)
+                    }
                     Ok(flags) => {
                         // What was executed before the question is in the answer.
                         self.publish_own();
@@ -859,12 +889,17 @@ const fn is_write(header: &RequestHeader) -> bool {
 
 /// Writes a control message, with the trailer if its flags say so, and returns the datagram's length.
 fn reply_with<M: IntoBytes + zerocopy::Immutable>(message: &M, out: &mut [u8]) -> usize {
-    let checksum = out_flags(message).contains(Flags::CHECKSUM);
-    if checksum {
-        return wire::seal(message, out);
-    }
     out[..size_of::<M>()].copy_from_slice(message.as_bytes());
-    size_of::<M>()
+    sealed_len(out_flags(message), size_of::<M>(), out)
+}
+
+/// Writes the trailer behind a message of `len` bytes if its flags say so, and returns the datagram's length.
+fn sealed_len(flags: Flags, len: usize, out: &mut [u8]) -> usize {
+    if !flags.contains(Flags::CHECKSUM) {
+        return len;
+    }
+    wire::write_trailer(&mut out[..len + TRAILER_LEN]);
+    len + TRAILER_LEN
 }
 
 /// The flags in a message's common part.

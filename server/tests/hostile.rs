@@ -7,6 +7,7 @@ use std::{
     collections::HashMap,
     io::{Read, Write},
     net::{SocketAddr, TcpStream, UdpSocket},
+    sync::Arc,
     time::{Duration, Instant as SystemInstant},
 };
 
@@ -17,7 +18,9 @@ use linerate_dataplane::{
     sim::{Faults, SimNetwork, SimPort},
 };
 use linerate_proto::{
-    DropReason, Instant, session,
+    DropReason, Instant,
+    cluster::Membership,
+    session,
     wire::{
         self, Common, Condition, CookieReply, DATAGRAM_LEN_MAX, Flags, Hello, Kind, NoSession, OpResult,
         Open, Opened, Operation, Ping, Reason, ReplyHeader, RequestHeader, Results, STAT_COUNT, STAT_NAMES,
@@ -305,13 +308,16 @@ impl Sim {
             cores,
             core: 0,
             epoch: 0,
+            map_digest: 0,
+            node_id: 0,
             memory_len_max: SESSIONS_LEN_MAX,
             staging_len_max: 4 << 20,
             lease: LEASE,
             queue_datagrams: 4_096,
         };
         let store = Store::new(store_len, AtCapacity::Refuse, [1, 2, 3, 4]).unwrap();
-        let worker = Worker::new(store, sessions, published.clone());
+        let cluster = Arc::new(Membership::alone(cores));
+        let worker = Worker::new(store, sessions, cluster, published.clone());
         Self { network, worker, port, published, peers: HashMap::new() }
     }
 

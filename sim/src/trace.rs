@@ -54,6 +54,8 @@ fn kind_name(kind: Kind) -> String {
         Kind::STATS => "STATS",
         Kind::STATISTICS => "STATISTICS",
         Kind::CLOSE => "CLOSE",
+        Kind::MAP => "MAP",
+        Kind::MAP_PAGE => "MAP_PAGE",
         Kind(other) => return format!("kind {other:#04x}"),
     };
     name.to_owned()

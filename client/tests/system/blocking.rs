@@ -43,12 +43,11 @@ macro_rules! over_rings {
 over_udp_and_tcp! {
     calls_return_their_answers,
     conditions_and_sums_are_told_apart,
-    two_servers_share_the_keys,
     a_restart_costs_the_calls_under_way_only,
     a_server_that_is_not_there_is_named,
 }
 
-// Two servers would be on two networks, and an address without anybody on none.
+// An address without anybody is on no network.
 over_rings! {
     calls_return_their_answers,
     conditions_and_sums_are_told_apart,
@@ -138,25 +137,6 @@ fn conditions_and_sums_are_told_apart<P: Live>(connect: Connect<P>) {
         assert!(matches!(added, Added::Sum { number, .. } if number == expected), "{added:?}");
     }
     rig.stop();
-}
-
-/// Goal: several servers are one store. Method: two servers of different sizes; every key is found again by another
-/// client that was given the servers in another order, and each server has its part.
-fn two_servers_share_the_keys<P: Live>(connect: Connect<P>) {
-    let mut rigs = [1, 2].map(|cores| LiveRig::<P>::start(0, Setup::cores(cores)));
-    let addrs = [rigs[0].addr(), rigs[1].addr()];
-    let pairs: Vec<_> = (0..900u32).map(|number| (number.to_be_bytes(), number.to_string())).collect();
-    connect(&addrs, patient()).unwrap().multi_put(&pairs).unwrap();
-    let keys: Vec<_> = pairs.iter().map(|(key, _)| key).collect();
-    let mut other = connect(&[addrs[1], addrs[0]], patient()).unwrap();
-    let values = other.multi_get(&keys).unwrap();
-    assert!(values.iter().zip(&pairs).all(|(found, (_, put))| found.as_deref() == Some(put.as_bytes())));
-    for rig in &mut rigs {
-        while rig.stats().iter().any(|core| core[Statistic::Records as usize] < 150) {
-            assert!(rig.elapsed() < rig.patience(), "a core has less than half of its share");
-            rig.pass(false);
-        }
-    }
 }
 
 /// Goal: a call without a server fails truthfully and within its time, and the first call after a restart may still

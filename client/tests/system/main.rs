@@ -2,9 +2,10 @@
 //!
 //! [`suite`] and [`terms`] say each behaviour once; [`rig`] runs it over a simulated network with faults on virtual time, over UDP
 //! and over TCP on loopback, and, where this process may, over AF_PACKET and AF_XDP rings between network namespaces. The simulation runs many seeds; a failing one is printed, and `LINERATE_SEED=n` runs that
-//! one alone. [`faults`] holds what only virtual time can show, [`blocking`] what only the blocking client does.
+//! one alone. [`faults`] holds what only virtual time can show, [`blocking`] what only the blocking client does, [`cluster`] what several servers are together.
 
 mod blocking;
+mod cluster;
 mod faults;
 mod flow_control;
 mod register;

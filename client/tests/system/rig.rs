@@ -4,6 +4,7 @@
 use std::{
     io,
     net::{IpAddr, Ipv4Addr, SocketAddr},
+    sync::Arc,
     time::{Duration, Instant as SystemInstant},
 };
 
@@ -18,7 +19,7 @@ use linerate_dataplane::{
     udp::UdpConfig,
     xdp::{self, XdpConfig},
 };
-use linerate_proto::{session, wire::STAT_COUNT};
+use linerate_proto::{cluster::Membership, session, wire::STAT_COUNT};
 use linerate_server::{
     Datagrams, Server, ServerConfig, StartError,
     core_loop::Idle,
@@ -226,6 +227,8 @@ impl Rig for SimRig {
                 cores: self.setup.cores,
                 core,
                 epoch: 0,
+                map_digest: 0,
+                node_id: 0,
                 memory_len_max: 1 << 20,
                 staging_len_max: 2 << 20,
                 lease: Duration::from_secs(60),
@@ -234,7 +237,8 @@ impl Rig for SimRig {
             let memory_len = if self.setup.small { 128 << 10 } else { 4 << 20 };
             let store = Store::new(memory_len, AtCapacity::Refuse, self.random.random())
                 .expect("memory for a small store");
-            self.workers.push((Worker::new(store, sessions, published.clone()), port, published));
+            let cluster = Arc::new(Membership::alone(self.setup.cores));
+            self.workers.push((Worker::new(store, sessions, cluster, published.clone()), port, published));
         }
     }
 

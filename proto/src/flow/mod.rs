@@ -18,6 +18,7 @@ mod types;
 use std::{collections::VecDeque, time::Duration};
 
 use crate::{
+    cluster::{ClusterSpec, PagedMap},
     drops::DropReason,
     rtt::Rtt,
     time::Instant,
@@ -68,6 +69,7 @@ enum Next {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Control {
     Ping,
+    Map,
     Stats,
     Close,
 }
@@ -135,6 +137,9 @@ pub struct Flow {
     next: Option<Next>,
     control: Option<Control>,
     pong: Option<Duration>,
+    /// What is here of the cluster map, and all of it.
+    paged_map: PagedMap,
+    cluster: Option<ClusterSpec>,
     statistics: Option<Box<[u64; STAT_COUNT]>>,
     handshakes: u32,
     /// The shortest OPEN of this handshake, in bytes.
@@ -199,6 +204,8 @@ impl Flow {
             next: None,
             control: None,
             pong: None,
+            paged_map: PagedMap::default(),
+            cluster: None,
             statistics: None,
             handshakes: 0,
             open_len: DATAGRAM_LEN_MAX,
@@ -327,6 +334,13 @@ impl Flow {
         self.statistics = None;
     }
 
+    /// Asks for the cluster map, page by page; [`take_cluster`](Self::take_cluster) has it when all are here. Asking again
+    /// goes on where that was interrupted.
+    pub fn ask_cluster(&mut self) {
+        self.control = Some(Control::Map);
+        self.cluster = None;
+    }
+
     /// Tells the server, as soon as nothing waits for it any more, that the session is no longer needed. Afterwards the flow
     /// sends nothing.
     pub const fn say_goodbye(&mut self) {
@@ -343,6 +357,11 @@ impl Flow {
     /// The counters last asked for, once.
     pub fn take_statistics(&mut self) -> Option<Box<[u64; STAT_COUNT]>> {
         self.statistics.take()
+    }
+
+    /// The cluster map last asked for, once.
+    pub fn take_cluster(&mut self) -> Option<ClusterSpec> {
+        self.cluster.take()
     }
 
     /// Length of the next datagram to send, or `None` when there is nothing to send now. The datagram is written by the
@@ -432,7 +451,7 @@ impl Flow {
         sink: &mut impl FnMut(Ended<'_>),
     ) -> Result<(), DropReason> {
         let (common, body) = open(datagram)?;
-        let in_session = matches!(common.kind, Kind::REPLY | Kind::PONG | Kind::STATISTICS);
+        let in_session = matches!(common.kind, Kind::REPLY | Kind::PONG | Kind::STATISTICS | Kind::MAP_PAGE);
         if !common.flags.contains(Flags::CHECKSUM) && (!in_session || self.trailer_len() > 0) {
             return Err(DropReason::Checksum);
         }
@@ -445,6 +464,7 @@ impl Flow {
             Kind::NO_SESSION => self.receive_no_session(now, message, sink),
             Kind::PONG => self.receive_pong(now, message),
             Kind::STATISTICS => self.receive_statistics(now, message),
+            Kind::MAP_PAGE => self.receive_map_page(now, message),
             _ => Err(DropReason::Kind),
         }
     }
@@ -540,6 +560,9 @@ mod tests {
             base_port: 1,
             cores: 1,
             core: 0,
+            epoch: 0,
+            map_digest: 0,
+            node_id: 0,
             window: 1,
             checksum: false,
             datagram_len: DATAGRAM_LEN_MAX,

@@ -104,7 +104,10 @@ impl Flow {
                 OpResult::Value(value) => Outcome::Value(value),
                 OpResult::NotFound => Outcome::NotFound,
                 OpResult::Done => Outcome::Done,
-                OpResult::NotExecuted(reason) => Outcome::NotExecuted(reason),
+                OpResult::NotExecuted(reason) => {
+                    self.counters.moved += u64::from(matches!(reason, Reason::Moved { .. }));
+                    Outcome::NotExecuted(reason)
+                }
                 OpResult::Long(long) if !writes && is_possible(long) => {
                     slot.received.set(position);
                     slot.missing -= 1;
@@ -168,6 +171,7 @@ impl Flow {
             }
             slot.received.set(position);
             slot.missing -= 1;
+            self.counters.moved += u64::from(matches!(result, OpResult::NotExecuted(Reason::Moved { .. })));
             let answer = (tags[position as usize], result, meta);
             self.transfers.take(now, is_put, answer, lens, self.data_epoch, sink);
         }
@@ -220,6 +224,17 @@ impl Flow {
         self.check_session(&pong.common)?;
         self.last_heard = now;
         self.pong = Some(now.since(Instant::from_nanos(pong.echo.get())));
+        Ok(())
+    }
+
+    pub(super) fn receive_map_page(&mut self, now: Instant, message: &[u8]) -> Result<(), DropReason> {
+        let (head, _) = Ping::ref_from_prefix(message).map_err(|_| DropReason::Truncated)?;
+        self.check_session(&head.common)?;
+        self.last_heard = now;
+        match self.paged_map.take(message)? {
+            Some(cluster) => self.cluster = Some(cluster),
+            None => self.control = self.control.or(Some(super::Control::Map)),
+        }
         Ok(())
     }
 

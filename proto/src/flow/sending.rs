@@ -177,6 +177,7 @@ impl Flow {
         let kind = match control {
             Control::Ping => Kind::PING,
             Control::Stats => Kind::STATS,
+            Control::Map => Kind::MAP,
             Control::Close => Kind::CLOSE,
         };
         let checksum = self.trailer_len() > 0;
@@ -188,7 +189,8 @@ impl Flow {
             session: self.session.into(),
             token: self.token.into(),
         };
-        let message = Ping { common, echo: now.as_nanos().into() };
+        let echo = if control == Control::Map { self.paged_map.len() as u64 } else { now.as_nanos() };
+        let message = Ping { common, echo: echo.into() };
         out[..size_of::<Ping>()].copy_from_slice(message.as_bytes());
         out[size_of::<Ping>()..].fill(0);
         if checksum {

@@ -99,6 +99,12 @@ pub struct ServerInfo {
     pub cores: u8,
     /// The core that this flow talks to.
     pub core: u8,
+    /// Epoch of the server's cluster map; 0 when it is alone.
+    pub epoch: u16,
+    /// Digest of the server's cluster map.
+    pub map_digest: u64,
+    /// Id of the server's node in it.
+    pub node_id: u64,
     /// Slots granted.
     pub window: u16,
     /// Whether datagrams carry a checksum.
@@ -122,6 +128,8 @@ pub struct FlowCounters {
     pub replies: u64,
     /// Sessions opened.
     pub sessions: u64,
+    /// Operations refused because their key has [moved](Reason::Moved).
+    pub moved: u64,
 }
 
 impl FlowCounters {
@@ -134,6 +142,7 @@ impl FlowCounters {
             early_retransmits: self.early_retransmits - earlier.early_retransmits,
             replies: self.replies - earlier.replies,
             sessions: self.sessions - earlier.sessions,
+            moved: self.moved - earlier.moved,
         }
     }
 
@@ -146,6 +155,7 @@ impl FlowCounters {
             early_retransmits: self.early_retransmits + other.early_retransmits,
             replies: self.replies + other.replies,
             sessions: self.sessions + other.sessions,
+            moved: self.moved + other.moved,
         }
     }
 }

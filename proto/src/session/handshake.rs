@@ -117,7 +117,9 @@ impl SessionTable {
             datagram_len_max: datagram_len.into(),
             lease_s: (self.config.lease.as_secs().min(u64::from(u16::MAX)) as u16).into(),
             epoch: self.config.epoch.into(),
-            spare: [0; 30],
+            map_digest: self.config.map_digest.into(),
+            node_id: self.config.node_id.into(),
+            spare: [0; 14],
         };
         Ok(seal_padded(&opened, len, out))
     }

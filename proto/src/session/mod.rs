@@ -73,8 +73,12 @@ pub struct SessionConfig {
     pub cores: u8,
     /// This core.
     pub core: u8,
-    /// Epoch of the cluster map.
+    /// Epoch of the cluster map; 0 for a server that is alone.
     pub epoch: u16,
+    /// Digest of the cluster map.
+    pub map_digest: u64,
+    /// Id of this node in the cluster map.
+    pub node_id: u64,
     /// Cap on the memory of all sessions in bytes, without what is staged.
     pub memory_len_max: usize,
     /// Cap on the memory of long values that are on their way in, in bytes. One value takes up to 1 MiB and 4 KiB.
@@ -300,7 +304,7 @@ impl SessionTable {
     pub fn kept(&mut self, header: &RequestHeader) -> impl Iterator<Item = (OpResult<'_>, u64)> {
         let session = named(&mut self.sessions, &header.common).expect("session was admitted");
         let slot = header.common.slot as usize;
-        session.slots[slot].kept(session.numbers.of(slot))
+        session.slots[slot].kept(session.numbers.of(slot), self.config.epoch)
     }
 
     /// Makes room to keep a result that comes with a number; `false` when there is none, in memory or in the reply. To be

@@ -8,8 +8,10 @@ const CODE_DONE: u8 = 0;
 const CODE_NOT_FOUND: u8 = 1;
 const CODE_REASON: u8 = 2;
 
+/// A refusal that tells of the core's epoch, which needs not be kept.
+const CODE_MOVED: u8 = 251;
+
 /// Results that come with a number, which is kept beside the slot.
-const CODE_NUMBERED: u8 = CODE_NOT_A_NUMBER;
 const CODE_NOT_A_NUMBER: u8 = 252;
 const CODE_EXISTS: u8 = 253;
 const CODE_CHANGED: u8 = 254;
@@ -31,7 +33,7 @@ pub struct Slot {
     /// The shard's version before the write.
     base_version: u64,
     /// One result each: [`CODE_DONE`], [`CODE_NOT_FOUND`], above that the reason of a refusal, or from
-    /// [`CODE_NUMBERED`] on one with a number. Versions of writes follow from the base, because nobody else writes while a
+    /// [`CODE_NOT_A_NUMBER`] on one with a number. Versions of writes follow from the base, because nobody else writes while a
     /// request is executed.
     codes: [u8; OPERATIONS_MAX],
 }
@@ -156,10 +158,11 @@ impl Slot {
         let code = match result {
             OpResult::Done => CODE_DONE,
             OpResult::NotFound => CODE_NOT_FOUND,
+            OpResult::NotExecuted(Reason::Moved { .. }) => CODE_MOVED,
             OpResult::NotExecuted(reason) => u8::try_from(reason.code())
                 .ok()
                 .and_then(|code| code.checked_add(CODE_REASON))
-                .filter(|&code| code < CODE_NUMBERED)
+                .filter(|&code| code < CODE_MOVED)
                 .expect("a reason that this version knows"),
             OpResult::Value(_) | OpResult::Long(_) => {
                 unreachable!("these have numbers, or are none of writes")
@@ -192,9 +195,13 @@ impl Slot {
         self.count += 1;
     }
 
-    /// The results kept, each with its version.
+    /// The results kept, each with its version; `epoch` is that of the core's cluster map.
     #[inline]
-    pub(super) fn kept<'k>(&'k self, numbers: &'k [Number]) -> impl Iterator<Item = (OpResult<'k>, u64)> {
+    pub(super) fn kept<'k>(
+        &'k self,
+        numbers: &'k [Number],
+        epoch: u16,
+    ) -> impl Iterator<Item = (OpResult<'k>, u64)> {
         let mut version = self.base_version;
         let mut numbers = numbers.iter();
         let mut number = move || numbers.next().expect("each result that has a number has kept it");
@@ -211,6 +218,7 @@ impl Slot {
             CODE_NOT_A_NUMBER => refusal(Reason::NotANumber, number()),
             CODE_EXISTS => refusal(Reason::Exists, number()),
             CODE_CHANGED => refusal(Reason::Changed, number()),
+            CODE_MOVED => (OpResult::NotExecuted(Reason::Moved { epoch }), 0),
             reason => (OpResult::NotExecuted(Reason::from_code((reason - CODE_REASON).into())), 0),
         })
     }

@@ -127,10 +127,14 @@ pub struct Opened {
     pub datagram_len_max: be::U16,
     /// Seconds without a word from the client after which the session ends.
     pub lease_s: be::U16,
-    /// Epoch of the cluster map.
+    /// Epoch of the cluster map; 0 for a server that is alone.
     pub epoch: be::U16,
+    /// Digest of the cluster map: servers of one epoch whose digests differ have different maps.
+    pub map_digest: be::U64,
+    /// Id of the node in the cluster map.
+    pub node_id: be::U64,
     /// Zeros.
-    pub spare: [u8; 30],
+    pub spare: [u8; 14],
 }
 
 /// Server → client: no session now.
@@ -219,7 +223,9 @@ mod tests {
             datagram_len_max: 1_472.into(),
             lease_s: 60.into(),
             epoch: 5.into(),
-            spare: [0; 30],
+            map_digest: 0x5051_5253_5455_5657.into(),
+            node_id: 0x6061_6263_6465_6667.into(),
+            spare: [0; 14],
         };
         let mut out = [0xee; 96];
         assert_eq!(seal(&opened, &mut out), 96);
@@ -228,7 +234,9 @@ mod tests {
         assert_eq!(out[32..40], [0x30, 0x31, 0x32, 0x33, 0x34, 0x35, 0x36, 0x37]);
         assert_eq!(out[40..48], [0x40, 0x41, 0x42, 0x43, 0x44, 0x45, 0x46, 0x47]);
         assert_eq!(out[48..62], [0x10, 0x04, 8, 3, 1, 0, 48, 1, 0x05, 0xc0, 0, 60, 0, 5]);
-        assert_eq!(out[62..92], [0; 30][..]);
+        assert_eq!(out[62..70], [0x50, 0x51, 0x52, 0x53, 0x54, 0x55, 0x56, 0x57]);
+        assert_eq!(out[70..78], [0x60, 0x61, 0x62, 0x63, 0x64, 0x65, 0x66, 0x67]);
+        assert_eq!(out[78..92], [0; 14][..]);
         let (_, body) = open(&out).unwrap();
         assert_eq!(body.len(), 76);
         assert_eq!(Opened::ref_from_bytes(&out[..92]).unwrap().as_bytes(), opened.as_bytes());

@@ -99,6 +99,10 @@ impl Kind {
     pub const STATISTICS: Self = Self::this_version(12);
     /// Client → server: the session is no longer needed. Not answered.
     pub const CLOSE: Self = Self::this_version(13);
+    /// Client → server, in a session: what is the cluster map, from a certain node on?
+    pub const MAP: Self = Self::this_version(14);
+    /// Server → client: a page of the cluster map.
+    pub const MAP_PAGE: Self = Self::this_version(15);
 
     const fn this_version(kind: u8) -> Self {
         Self(VERSION << 4 | kind)
@@ -208,13 +212,13 @@ const _: () = assert!(size_of::<RequestHeader>() == 24);
 const _: () = assert!(size_of::<ReplyHeader>() == 24);
 const _: () = assert!(11 * (128 + 2) <= BODY_LEN_MAX);
 
-/// A ping or pong: 24 bytes and trailer.
+/// A ping or pong, or a question for statistics or for the cluster map: 24 bytes and trailer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned)]
 #[repr(C)]
 pub struct Ping {
     /// Kind, session, token.
     pub common: Common,
-    /// Chosen by the client, repeated by the server.
+    /// Chosen by the client, repeated by the server. In a question for the map: how many nodes to leave out.
     pub echo: be::U64,
 }
 
@@ -269,12 +273,12 @@ pub fn seal_padded<M: IntoBytes + Immutable>(message: &M, len: usize, out: &mut 
 }
 
 #[cfg(test)]
-mod tests {
+pub(crate) mod tests {
     use proptest::prelude::*;
 
     use super::*;
 
-    pub(super) fn common(kind: Kind, flags: Flags) -> Common {
+    pub(crate) fn common(kind: Kind, flags: Flags) -> Common {
         Common {
             kind,
             flags,

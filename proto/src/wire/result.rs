@@ -26,6 +26,10 @@ const STATUS_LONG: u16 = 4;
 const STATUS_SHIFT: u32 = 13;
 const LEN_MASK: u16 = (1 << STATUS_SHIFT) - 1;
 
+/// Reasons from here on mean that the key has moved, and carry the low bits of an epoch.
+const CODE_MOVED: u16 = 1 << 12;
+const EPOCH_MASK: u16 = CODE_MOVED - 1;
+
 /// Bytes of a result's word, of its version and of its time to live.
 const WORD_LEN: usize = size_of::<be::U16>();
 const VERSION_LEN: usize = size_of::<be::U64>();
@@ -39,9 +43,15 @@ pub enum Reason {
     /// The shard's memory is full.
     #[error("the shard's memory is full: delete something, or give the server more --memory")]
     NoSpace,
-    /// The key belongs to another core or node.
+    /// The key belongs to another core of the node.
     #[error("the key belongs to another core: client and server do not agree on the placement")]
     WrongCore,
+    /// The key belongs to another node, or the client goes by a cluster map of another epoch.
+    #[error("the key belongs to another node: the server's cluster map has epoch {epoch} (modulo 4096)")]
+    Moved {
+        /// Epoch of the server's cluster map, its low 12 bits.
+        epoch: u16,
+    },
     /// The reply to its request was full; ask again.
     #[error("the reply was full")]
     ReplyFull,
@@ -86,6 +96,7 @@ impl Reason {
             Self::Changed => 8,
             Self::Exists => 9,
             Self::NotANumber => 10,
+            Self::Moved { epoch } => CODE_MOVED | epoch & EPOCH_MASK,
             Self::Other(code) => code & LEN_MASK,
         }
     }
@@ -104,6 +115,7 @@ impl Reason {
             8 => Self::Changed,
             9 => Self::Exists,
             10 => Self::NotANumber,
+            CODE_MOVED..=LEN_MASK => Self::Moved { epoch: code & EPOCH_MASK },
             other => Self::Other(other),
         }
     }
@@ -414,13 +426,15 @@ mod tests {
         LongValue { version: be::U64::from_bytes(*b"abcdefgh"), len: be::U32::from_bytes([0, 16, 0, 0]) };
 
     /// Results as word and what follows the version, if there is one.
-    const GOLDEN: [(OpResult<'static>, &[u8; 2], &[u8]); 7] = [
+    const GOLDEN: [(OpResult<'static>, &[u8; 2], &[u8]); 9] = [
         (OpResult::Value(b"abc"), b"\x00\x03", b"abc"),
         (OpResult::Value(b""), b"\x00\x00", b""),
         (OpResult::NotFound, b"\x20\x00", b""),
         (OpResult::Done, b"\x40\x00", b""),
         (OpResult::NotExecuted(Reason::NoSpace), b"\x60\x01", b""),
-        (OpResult::NotExecuted(Reason::Other(8_191)), b"\x7f\xff", b""),
+        (OpResult::NotExecuted(Reason::Other(4_095)), b"\x6f\xff", b""),
+        (OpResult::NotExecuted(Reason::Moved { epoch: 5 }), b"\x70\x05", b""),
+        (OpResult::NotExecuted(Reason::Moved { epoch: 4_095 }), b"\x7f\xff", b""),
         (OpResult::Long(&LONG), b"\x80\x0c", b"abcdefgh\x00\x10\x00\x00"),
     ];
 

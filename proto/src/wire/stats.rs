@@ -152,6 +152,8 @@ statistics! {
     BuffersBytes = "buffers_bytes",
     /// This core's share of all memory that the server may take, in bytes.
     MemoryLimitBytes = "memory_limit_bytes",
+    /// Operations refused because another node owns their key, or the client's cluster map is of another epoch.
+    Moved = "moved",
 }
 
 /// Number of statistics.
@@ -180,12 +182,12 @@ mod tests {
     /// their own order in one piece.
     #[test]
     fn places_are_golden() {
-        assert_eq!(STAT_COUNT, 66);
+        assert_eq!(STAT_COUNT, 67);
         assert_eq!(STAT_NAMES[Statistic::Gets as usize], "gets");
         assert_eq!(STAT_NAMES[8], "sessions");
         assert_eq!(STAT_NAMES[23], "rx_overflow_drops");
         assert_eq!(STAT_NAMES[59..61], ["adds", "conditions_failed"]);
-        assert_eq!(STAT_NAMES[65], "memory_limit_bytes");
+        assert_eq!(STAT_NAMES[65..], ["memory_limit_bytes", "moved"]);
         for (index, reason) in DropReason::ALL.into_iter().enumerate() {
             let name = STAT_NAMES[Statistic::DropTruncated as usize + index];
             assert_eq!(name.strip_prefix("drop_"), Some(reason.name()));

@@ -25,6 +25,8 @@ const CONFIG: SessionConfig = SessionConfig {
     base_port: 4_100,
     cores: 4,
     core: 2,
+    map_digest: 0,
+    node_id: 0,
     epoch: 5,
     memory_len_max: 1 << 20,
     staging_len_max: 8 << 20,

@@ -6,14 +6,14 @@
 mod havoc;
 mod recovery;
 
-use std::{fmt, net::SocketAddr, time::Duration};
+use std::{fmt, net::SocketAddr, sync::Arc, time::Duration};
 
 use linerate_client::{Condition, Ended, Operation, Outcome, PushError, Reason, Session, Terms};
 use linerate_dataplane::{
     Port,
     sim::{PortId, SimNetwork, SimPort, Tapped, mix},
 };
-use linerate_proto::{session::SessionConfig, wire::Statistic};
+use linerate_proto::{cluster::Membership, session::SessionConfig, wire::Statistic};
 use linerate_server::{
     stats::Published,
     store::{AtCapacity, Store},
@@ -270,6 +270,7 @@ impl World {
             (self.random.random(), self.random.random(), self.random.random());
         self.checker.server_started(data_epoch);
         self.say(format_args!("server starts, epoch {data_epoch:#x}"));
+        let cluster = Arc::new(Membership::alone(self.params.cores));
         let cores = (0..self.params.cores).map(|core| {
             let port = self.network.port(self.params.core_addr(core)).expect("the old port is unplugged");
             self.network.tap(port.id());
@@ -281,6 +282,8 @@ impl World {
                 cores: self.params.cores,
                 core,
                 epoch: 0,
+                map_digest: 0,
+                node_id: 0,
                 memory_len_max: self.params.sessions_memory_len,
                 staging_len_max: self.params.staging_len,
                 lease: self.params.lease,
@@ -288,7 +291,8 @@ impl World {
             };
             let store = Store::new(self.params.store_memory_len, AtCapacity::Refuse, self.random.random());
             let published = Published::default();
-            let worker = Worker::new(store.expect("memory for a small store"), sessions, published.clone());
+            let store = store.expect("memory for a small store");
+            let worker = Worker::new(store, sessions, Arc::clone(&cluster), published.clone());
             let pace = Pace::new(self.now, self.params.core_interval);
             Core { worker, port, published, clock: Clock::new(), pace }
         });
