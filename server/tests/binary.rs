@@ -41,7 +41,11 @@ struct Running {
 
 impl Running {
     fn start(options: &[&str]) -> Self {
-        let all = [&["--port", "0", "--memory", "32MiB"], options].concat();
+        Self::start_at("0", options)
+    }
+
+    fn start_at(port: &str, options: &[&str]) -> Self {
+        let all = [&["--port", port, "--memory", "32MiB"], options].concat();
         let mut child = command(&all).spawn().unwrap();
         let stdout = BufReader::new(child.stdout.take().unwrap());
         let (send, lines) = channel();
@@ -105,6 +109,114 @@ fn a_port_in_use_is_named() {
         assert!(sentence.contains(&addr.to_string()) && sentence.contains("in use"), "{sentence}");
         assert_eq!(sentence.lines().count(), 1, "{sentence}");
     }
+}
+
+/// Goal: servers of one map are one store, each saying which node it is. Method: a map in a file for two servers; a client that
+/// is told one of them, and a key for each; a list of servers means the same.
+#[test]
+fn a_map_makes_servers_a_cluster() {
+    let folder = Folder::new();
+    let port = free_ports();
+    let map = folder.file(
+        "map.toml",
+        &format!(
+            "epoch = 3\n[[node]]\nid = 10\naddr = \"127.0.0.1:{port}\"\ncores = 1\n\
+             [[node]]\nid = 20\naddr = \"127.0.0.1:{}\"\ncores = 1\n",
+            port + 1
+        ),
+    );
+    let list = format!("127.0.0.1:{port},127.0.0.1:{}/1", port + 1);
+    for (cluster, ids, epoch) in [(&map, ["10", "20"], 3), (&list, ["1", "2"], 1)] {
+        let ports = [port, port + 1];
+        let servers = ports
+            .iter()
+            .zip(ids)
+            .map(|(port, id)| Running::start_at(&port.to_string(), &["--cluster", cluster, "--node-id", id]));
+        let servers: Vec<_> = servers.collect();
+        for (server, id) in servers.iter().zip(ids) {
+            let line = server.lines.recv_timeout(PATIENCE).unwrap();
+            let expected =
+                format!("linerate-server: node {id} of 2, epoch {epoch} of the cluster map, digest ");
+            assert!(line.starts_with(&expected), "{line}");
+        }
+        let mut client = Client::connect_udp(&[servers[1].addr], SessionConfig::default()).unwrap();
+        assert_eq!(client.session().cluster().epoch(), epoch);
+        let pairs: Vec<_> = (0..64u32).map(|number| (number.to_be_bytes(), b"value")).collect();
+        client.multi_put(&pairs).unwrap();
+        drop(client);
+        for server in servers {
+            let lines = server.stop(Signal::SIGTERM);
+            let total = lines.last().unwrap();
+            let puts: u64 = total
+                .split(' ')
+                .zip(total.split(' ').skip(1))
+                .find(|pair| pair.1 == "puts,")
+                .unwrap()
+                .0
+                .parse()
+                .unwrap();
+            assert!((8..=56).contains(&puts) && !total.contains("wrong"), "{total}");
+        }
+    }
+}
+
+/// Goal: a server that is not what its map says does not start. Method: each wrong in one way.
+#[test]
+fn a_wrong_map_is_refused() {
+    let folder = Folder::new();
+    let node = "[[node]]\nid = 1\naddr = \"127.0.0.1:11000\"\ncores = 1\n";
+    let map = folder.file("map.toml", &format!("epoch = 1\n{node}"));
+    let twice = folder.file("twice.toml", &format!("epoch = 1\n{node}{node}"));
+    let broken = folder.file("broken.toml", &format!("epoch = 1\n{node}cores = 2\n"));
+    let cases: [(&[&str], &str); 7] = [
+        (&["--cluster", &map], "--node-id"),
+        (&["--node-id", "1"], "--cluster"),
+        (&["--cluster", &map, "--node-id", "2"], "the cluster map has no node 2: its nodes are 1"),
+        (
+            &["--cluster", &map, "--node-id", "1", "--port", "11001"],
+            "node 1 is at 127.0.0.1:11000 with 1 cores in the cluster map, but this server listens at 127.0.0.1:11001",
+        ),
+        (&["--cluster", &twice, "--node-id", "1"], "twice.toml is no cluster map: node id 1 is used twice"),
+        (&["--cluster", &broken, "--node-id", "1"], "broken.toml is no cluster map: line 6: duplicate key"),
+        (&["--cluster", "gone.toml", "--node-id", "1"], "can not read the cluster map gone.toml"),
+    ];
+    for (options, expected) in cases {
+        let sentence = refusal(options);
+        assert!(sentence.contains(expected), "{options:?}: {sentence}");
+    }
+}
+
+/// A folder that goes with the test.
+struct Folder(std::path::PathBuf);
+
+impl Folder {
+    fn new() -> Self {
+        let path = std::env::temp_dir().join(format!("linerate-test-{:016x}", rand::random::<u64>()));
+        std::fs::create_dir(&path).unwrap();
+        Self(path)
+    }
+
+    /// Writes a file, and returns its path.
+    fn file(&self, name: &str, text: &str) -> String {
+        let path = self.0.join(name);
+        std::fs::write(&path, text).unwrap();
+        path.to_str().unwrap().to_owned()
+    }
+}
+
+impl Drop for Folder {
+    fn drop(&mut self) {
+        let _ = std::fs::remove_dir_all(&self.0);
+    }
+}
+
+/// The first of two ports that are free, below those that the kernel gives to others meanwhile.
+fn free_ports() -> u16 {
+    let is_free = |port: u16| {
+        UdpSocket::bind(("127.0.0.1", port)).is_ok() && TcpListener::bind(("127.0.0.1", port)).is_ok()
+    };
+    let mut ports = (0..1_000).map(|_| rand::random_range(12_000..32_000));
+    ports.find(|&port| is_free(port) && is_free(port + 1)).expect("some ports are free")
 }
 
 /// Goal: a wrong option is answered with what would be right. Method: each wrong in one way.
