@@ -138,6 +138,7 @@ impl Speaker {
             self.request(1, 1, &[Operation::get(b"key"), Operation::get(b"other")]),
             self.control(Kind::PING),
             self.control(Kind::STATS),
+            self.control(Kind::MAP),
             self.control(Kind::CLOSE),
         ]
     }
@@ -879,6 +880,46 @@ fn a_refused_request_stays_refused() {
     sim.serves_a_normal_client();
 }
 
+/// Goal: what was addressed by another map has no effect, and never will. Method: requests of each class with another epoch
+/// are refused with the core's own, whatever their keys; the same request with the right epoch is a copy, and gets the
+/// same answer; the next one is executed.
+#[test]
+fn what_was_addressed_by_another_map_stays_refused() {
+    let from = addr(1, 5_000);
+    let mut sim = Sim::new();
+    let speaker = sim.speaker(from, 1);
+    let moved = [word(OpResult::NotExecuted(Reason::Moved { epoch: 0 }))];
+    let of_epoch = |mut request: Vec<u8>, epoch: u16| {
+        request[21..23].copy_from_slice(&epoch.to_be_bytes());
+        if speaker.checksum {
+            wire::write_trailer(&mut request);
+        }
+        request
+    };
+    let put = |seq| speaker.request(0, seq, &[Operation::put(b"key", b"value")]);
+    let get = speaker.request(1, 1, &[Operation::get(b"key")]);
+    for (seq, epoch) in [(1, 1), (2, 4_096), (3, u16::MAX)] {
+        assert_eq!(results(&sim.ask(from, &of_epoch(put(seq), epoch))), moved);
+        assert_eq!(results(&sim.ask(from, &put(seq))), moved, "a copy, whatever its epoch");
+        assert_eq!(results(&sim.ask(from, &of_epoch(get.clone(), epoch))), moved);
+        assert_eq!(results(&sim.ask(from, &get)), [word(OpResult::NotFound)]);
+    }
+    let begin = [5, 0, 0, 0, 0, 0, 0, 1, 0, 0, 1, 0];
+    let common = Common { slot: 2, ..speaker.common(Kind::REQUEST, Flags::TRANSFER) };
+    let header = RequestHeader { common, seq: 1.into(), count: 1, epoch: 9.into(), spare: 0 };
+    let request = speaker.finish([header.as_bytes(), &begin].concat());
+    assert_eq!(results(&sim.ask(from, &request)), moved);
+    assert_eq!(sim.stats()[Statistic::StagedBytes as usize], 0);
+    assert_eq!(sim.stats()[Statistic::Moved as usize], 7);
+    assert_eq!(results(&sim.ask(from, &put(4))), [word(OpResult::Done)]);
+    assert_eq!(
+        results(&sim.ask(from, &of_epoch(put(4), 1))),
+        [word(OpResult::Done)],
+        "a copy of what was done"
+    );
+    sim.serves_a_normal_client();
+}
+
 /// Goal: a request that asks for more than a reply can even refuse breaks nothing. Method: gets of a long value, of every
 /// count, and writes, with versions, which leave the least room for each word; then on the narrowest path.
 #[test]
@@ -961,7 +1002,7 @@ fn operations_of_all_kinds_in_any_company_are_harmless() {
                     common,
                     seq: (*seq).into(),
                     count: count as u8,
-                    epoch: 0.into(),
+                    epoch: u16::from(random.random_bool(0.02)).into(),
                     spare: 0,
                 };
                 sim.send(at, &speaker.finish([header.as_bytes(), &body].concat()));
@@ -976,6 +1017,7 @@ fn operations_of_all_kinds_in_any_company_are_harmless() {
         let of = |statistic: Statistic| stats[statistic as usize];
         assert!(of(Statistic::Hits) > 1_000 && of(Statistic::NoSpace) > 0 && of(Statistic::Replays) > 100);
         assert_eq!(of(Statistic::WrongCore) > 0, cores > 1);
+        assert!(of(Statistic::Moved) > 100);
     }
 }
 
