@@ -831,17 +831,18 @@ impl<P: Port> Session<P> {
     #[inline]
     fn receive(&mut self, now: Instant, sink: &mut impl FnMut(Ended<'_>)) {
         let (received, _) = self.port.split();
+        let mut index = 0;
         for datagram in received.iter() {
-            let core = if self.flows.len() == 1 {
-                self.flows.first_mut()
-            } else {
-                self.flows.iter_mut().find(|core| core.peer.addr == datagram.peer.addr)
-            };
-            let Some(core) = core else {
-                self.drops.count(linerate_proto::DropReason::WrongPeer);
-                continue;
-            };
-            if let Err(reason) = core.flow.receive(now, datagram.bytes, sink) {
+            // A train comes from one core.
+            let is_of = |core: &CoreFlow| core.peer.addr == datagram.peer.addr;
+            if self.flows.len() > 1 && !is_of(&self.flows[index]) {
+                let Some(found) = self.flows.iter().position(is_of) else {
+                    self.drops.count(linerate_proto::DropReason::WrongPeer);
+                    continue;
+                };
+                index = found;
+            }
+            if let Err(reason) = self.flows[index].flow.receive(now, datagram.bytes, sink) {
                 self.drops.count(reason);
             }
         }
