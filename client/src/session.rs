@@ -212,6 +212,24 @@ impl Session<XdpPort> {
     }
 }
 
+/// Opens a port to all contacts, or, if there is a kind that can not be opened towards one that is down, to any of them.
+fn open_any<P>(
+    contacts: &mut Vec<SocketAddr>,
+    mut open: impl FnMut(&[SocketAddr]) -> io::Result<P>,
+) -> io::Result<P> {
+    let error = match open(contacts) {
+        Ok(port) => return Ok(port),
+        Err(error) => error,
+    };
+    for &contact in contacts.iter().filter(|_| contacts.len() > 1) {
+        if let Ok(port) = open(&[contact]) {
+            *contacts = vec![contact];
+            return Ok(port);
+        }
+    }
+    Err(error)
+}
+
 pub(crate) fn open_udp(
     config: SessionConfig,
 ) -> impl FnMut(&[SocketAddr]) -> io::Result<UdpPort> + Send + 'static {
@@ -236,7 +254,7 @@ pub(crate) fn open_xdp() -> impl FnMut(&[SocketAddr]) -> io::Result<XdpPort> + S
 
 impl<P: Port> Session<P> {
     /// Connects through ports that `open` makes for a list of server addresses: one, or two if the first does not
-    /// [reach](Port::reaches) all cores.
+    /// [reach](Port::reach) all cores.
     ///
     /// `servers` are asked, at their core 0, for the cluster map; any one of the cluster's will do, and of several those that
     /// answer. Then all cores of all its nodes are connected.
@@ -266,9 +284,10 @@ impl<P: Port> Session<P> {
             let since_1970 = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
             let generation = since_1970.as_nanos() as u64;
             let client_id = config.client_id.unwrap_or_else(rand::random);
+            let port = open_any(&mut contacts, &mut open)?;
             // Which core of its server an address belongs to is only known afterwards.
             let asked: Vec<_> = contacts.iter().map(|&addr| (addr, None)).collect();
-            let mut session = Self::open(open(&contacts)?, &asked, config, (client_id, generation), started);
+            let mut session = Self::open(port, &asked, config, (client_id, generation), started);
             session.open_some()?;
             let (cluster, teller) = session.learn_cluster()?;
             if cluster.is_alone() && cluster.members()[0].cores == 1 {
@@ -280,7 +299,7 @@ impl<P: Port> Session<P> {
             // One more session at core 0 than needed would hold its slots until the lease ends.
             session.close();
             let addrs: Vec<_> = cores.iter().map(|&(addr, _)| addr).collect();
-            if !session.port.reaches(&addrs) {
+            if !session.port.reach(&addrs)? {
                 session.port = open(&addrs)?;
             }
             let client_id = config.client_id.unwrap_or_else(rand::random);

@@ -301,8 +301,8 @@ impl<P: Port> Port for FaultyPort<P> {
         self.port.local_addr()
     }
 
-    fn reaches(&self, addrs: &[SocketAddr]) -> bool {
-        self.port.reaches(addrs)
+    fn reach(&mut self, addrs: &[SocketAddr]) -> io::Result<bool> {
+        self.port.reach(addrs)
     }
 
     fn counters(&self) -> PortCounters {

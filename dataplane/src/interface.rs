@@ -275,14 +275,6 @@ impl Neighbours {
         Ok(())
     }
 
-    /// Whether all of these were resolved.
-    pub(crate) fn reach(&self, addrs: &[SocketAddr]) -> bool {
-        addrs.iter().all(|addr| match addr {
-            SocketAddr::V4(addr) => self.mac_of(*addr.ip()).is_some(),
-            SocketAddr::V6(_) => false,
-        })
-    }
-
     /// Looks again at what was resolved, if it is time. To be called some fifty times a second with the number of datagrams
     /// received so far.
     ///

@@ -375,8 +375,8 @@ impl Port for PacketPort {
         self.counters
     }
 
-    fn reaches(&self, addrs: &[SocketAddr]) -> bool {
-        self.neighbours.reach(addrs)
+    fn reach(&mut self, addrs: &[SocketAddr]) -> io::Result<bool> {
+        self.set_servers(addrs).map(|()| true)
     }
 
     fn rx_queue_datagrams(&self, _len: usize) -> usize {

@@ -49,8 +49,12 @@ pub trait Port {
     /// The address that peers reach this port at.
     fn local_addr(&self) -> SocketAddr;
 
-    /// Whether datagrams can be sent to all of these addresses; a port that is connected reaches nobody else.
-    fn reaches(&self, addrs: &[SocketAddr]) -> bool;
+    /// Sees to it that datagrams can be sent to all of these addresses, beside those before; `false` when only another
+    /// port can, since this one is connected.
+    ///
+    /// # Errors
+    /// A sentence that names the address which no port of this kind can send to.
+    fn reach(&mut self, addrs: &[SocketAddr]) -> io::Result<bool>;
 
     /// What has passed and what was lost so far.
     fn counters(&self) -> PortCounters;

@@ -592,11 +592,11 @@ impl Port for TcpPort {
         self.local_addr
     }
 
-    fn reaches(&self, addrs: &[SocketAddr]) -> bool {
-        match &self.role {
+    fn reach(&mut self, addrs: &[SocketAddr]) -> io::Result<bool> {
+        Ok(match &self.role {
             Role::Server { .. } => false,
             Role::Client { places, .. } => addrs.iter().all(|addr| places.contains_key(addr)),
-        }
+        })
     }
 
     fn counters(&self) -> PortCounters {

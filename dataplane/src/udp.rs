@@ -372,8 +372,8 @@ impl Port for UdpPort {
         self.local_addr
     }
 
-    fn reaches(&self, addrs: &[SocketAddr]) -> bool {
-        self.connected.is_none_or(|server| addrs.iter().all(|addr| *addr == server.addr))
+    fn reach(&mut self, addrs: &[SocketAddr]) -> io::Result<bool> {
+        Ok(self.connected.is_none_or(|server| addrs.iter().all(|addr| *addr == server.addr)))
     }
 
     fn counters(&self) -> PortCounters {

@@ -684,8 +684,8 @@ impl Port for XdpPort {
         counters
     }
 
-    fn reaches(&self, addrs: &[SocketAddr]) -> bool {
-        self.neighbours.reach(addrs)
+    fn reach(&mut self, addrs: &[SocketAddr]) -> io::Result<bool> {
+        self.set_servers(addrs).map(|()| true)
     }
 
     fn rx_queue_datagrams(&self, _len: usize) -> usize {

@@ -135,7 +135,7 @@ fn every_length_between_two_ports() {
     let Some(pair) = link(PairConfig::default()) else { return };
     let mut server = server(&pair);
     let mut client = client(&pair, server.local_addr());
-    assert!(client.reaches(&[server.local_addr()]));
+    assert!(client.reach(&[server.local_addr()]).unwrap());
     let to = Peer::datagram(server.local_addr());
     let lens: Vec<usize> = (1..=1_472).collect();
     for burst in lens.chunks(100) {

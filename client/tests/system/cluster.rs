@@ -3,13 +3,17 @@
 use std::{net::SocketAddr, sync::Arc, time::Duration};
 
 use linerate_client::{Client, ConnectError, Outcome, Reason, Session, SessionConfig};
-use linerate_dataplane::{Port, UdpPort, pin::allowed_cores};
+use linerate_dataplane::{
+    Port, UdpPort,
+    netns::{End, PairConfig, Switch},
+    pin::allowed_cores,
+};
 use linerate_proto::{
     cluster::{ClusterSpec, Member, Membership},
     placement::Placement,
     wire::Statistic,
 };
-use linerate_server::{Server, ServerConfig, StartError};
+use linerate_server::{Datagrams, Server, ServerConfig, StartError};
 
 use crate::blocking::Connect;
 
@@ -271,7 +275,59 @@ fn servers_are_what_the_map_says() {
     }
 }
 
-/// Goal: a client that is told a former map's servers says so. Method: the types of a client over a port of one's own.
+/// Goal: rings find the servers that the map names. Method: two servers behind a switch, and a client that is told one of them
+/// and an address without anybody.
+fn rings_find_the_servers_of_the_map<P: Port + Send>(datagrams: Datagrams, connect: Connect<P>) {
+    let mut switch = Switch::new(PairConfig::default()).unwrap();
+    let hosts: Vec<_> = (0..2).map(|_| switch.host().unwrap()).collect();
+    let client = switch.host().unwrap();
+    let member = |(id, host): (u64, &End)| Member { id, addr: (host.addr, 4_100).into(), cores: 1 };
+    let members = (1..).zip(&hosts).map(member).collect();
+    let spec = ClusterSpec::new(1, Placement::Rendezvous, members).unwrap();
+    let cpus = allowed_cores().unwrap()[..1].to_vec();
+    let start = |(id, host): (u64, &End)| {
+        let config = ServerConfig {
+            listen: host.addr.into(),
+            insecure_no_auth: true,
+            cpus: cpus.clone(),
+            memory_len: 64 << 20,
+            datagrams: Some(datagrams),
+            tcp: false,
+            cluster: Some(Arc::new(Membership::new(spec.clone(), id).unwrap())),
+            ..ServerConfig::default()
+        };
+        host.namespace.run(|| Server::start(&config)).unwrap()
+    };
+    let servers: Vec<_> = (1..).zip(&hosts).map(start).collect();
+    let nobody = SocketAddr::from(([10, 77, 0, 77], 4_100));
+    let contacts = [(hosts[1].addr, 4_100).into(), nobody];
+    let mut client = client.namespace.run(|| connect(&contacts, patient())).unwrap();
+    let pairs: Vec<_> = (0..200u32).map(|number| (number.to_be_bytes(), number.to_string())).collect();
+    client.multi_put(&pairs).unwrap();
+    let keys: Vec<_> = pairs.iter().map(|(key, _)| key).collect();
+    assert!(client.multi_get(&keys).unwrap().iter().all(Option::is_some));
+    assert!(client.statistics().unwrap().iter().all(|(_, values)| values.is_some()));
+    assert!(servers.iter().all(|server| stat(server, Statistic::Records) > 50));
+}
+
+mod rings {
+    use linerate_client::Client;
+    use linerate_server::Datagrams;
+
+    use crate::rig::with_rings;
+
+    #[test]
+    fn packet() {
+        with_rings(|_| super::rings_find_the_servers_of_the_map(Datagrams::Packet, Client::connect_packet));
+    }
+
+    #[test]
+    fn xdp() {
+        with_rings(|_| super::rings_find_the_servers_of_the_map(Datagrams::Xdp, Client::connect_xdp));
+    }
+}
+
+/// Goal: a client works over whatever opens ports for it. Method: one that counts what it opens.
 #[test]
 fn clients_open_ports_of_their_own() {
     let (spec, _servers) = started(Placement::Rendezvous, &[1, 1]);

@@ -101,8 +101,8 @@ impl Port for SimPort {
         self.addr
     }
 
-    fn reaches(&self, addrs: &[SocketAddr]) -> bool {
-        !addrs.is_empty()
+    fn reach(&mut self, addrs: &[SocketAddr]) -> io::Result<bool> {
+        Ok(!addrs.is_empty())
     }
 
     fn counters(&self) -> PortCounters {
