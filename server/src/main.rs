@@ -3,6 +3,7 @@
 #![forbid(unsafe_code)]
 
 mod cluster;
+mod manager;
 
 use std::{
     io::{self, Write},
@@ -134,7 +135,11 @@ fn run(options: &Options) -> anyhow::Result<()> {
     for warning in server.warning().into_iter().chain(huge_pages.warning()) {
         eprintln!("linerate-server: warning: {warning}");
     }
+    if let Err(error) = manager::serving(&format!("serving at {}", server.addr())) {
+        eprintln!("linerate-server: warning: cannot tell the service manager at $NOTIFY_SOCKET: {error}");
+    }
     report_until(&server, &stop, options.stats_interval);
+    manager::stopping();
     let failed = server.has_failed();
     let totals = server.stop().context("a core ended by itself")?;
     say(&total_line(&totals));
@@ -152,7 +157,9 @@ fn start(config: &ServerConfig) -> Result<Server, StartError> {
         scope.spawn(move || {
             while waiting.recv_timeout(Duration::from_secs(1)) == Err(RecvTimeoutError::Timeout) {
                 let (taken, all) = (ByteSize(process_rss_len()), ByteSize(config.memory_len as u64));
-                eprintln!("linerate-server: taking memory from the system, {taken} of {all} so far");
+                let progress = format!("taking memory from the system, {taken} of {all} so far");
+                eprintln!("linerate-server: {progress}");
+                manager::starting(&progress);
             }
         });
         let server = Server::start(config);
@@ -261,8 +268,12 @@ fn report_until(server: &Server, stop: &AtomicBool, interval_s: u64) {
     const CHECK_INTERVAL: Duration = Duration::from_millis(20);
     let mut before = (Instant::now(), server.stats());
     let mut warned = false;
+    let mut watchdog = manager::Watchdog::of_environment();
     while !stop.load(Ordering::Relaxed) && !server.has_failed() {
         std::thread::sleep(CHECK_INTERVAL);
+        watchdog.watch(Instant::now(), || {
+            server.core_stats().iter().map(|core| core[Statistic::UptimeNs as usize]).collect()
+        });
         if !warned && server.stats()[Statistic::RxTruncated as usize] > 0 {
             warned = true;
             eprintln!("linerate-server: warning: {FRAMES_CUT_OFF}");
@@ -270,7 +281,9 @@ fn report_until(server: &Server, stop: &AtomicBool, interval_s: u64) {
         let since = before.0.elapsed();
         if interval_s > 0 && since >= Duration::from_secs(interval_s) {
             let stats = server.stats();
-            say(&interval_line(&stats, &before.1, since));
+            let line = interval_line(&stats, &before.1, since);
+            say(&line);
+            manager::status(&line);
             before = (Instant::now(), stats);
         }
     }

@@ -1,8 +1,10 @@
 //! The `linerate-server` program: what it refuses at its start, what it prints, and how it ends.
 
 use std::{
-    io::{BufRead, BufReader, Read},
-    net::{SocketAddr, TcpListener, UdpSocket},
+    io::{BufRead, BufReader, ErrorKind, Read},
+    net::{SocketAddr, TcpListener, TcpStream, UdpSocket},
+    os::unix::net::UnixDatagram,
+    path::PathBuf,
     process::{Child, Command, Stdio},
     sync::mpsc::{Receiver, channel},
     time::Duration,
@@ -45,8 +47,12 @@ impl Running {
     }
 
     fn start_at(port: &str, options: &[&str]) -> Self {
+        Self::start_in(port, options, &[])
+    }
+
+    fn start_in(port: &str, options: &[&str], environment: &[(&str, &str)]) -> Self {
         let all = [&["--port", port, "--memory", "32MiB"], options].concat();
-        let mut child = command(&all).spawn().unwrap();
+        let mut child = command(&all).envs(environment.iter().copied()).spawn().unwrap();
         let stdout = BufReader::new(child.stdout.take().unwrap());
         let (send, lines) = channel();
         std::thread::spawn(move || {
@@ -187,7 +193,7 @@ fn a_wrong_map_is_refused() {
 }
 
 /// A folder that goes with the test.
-struct Folder(std::path::PathBuf);
+struct Folder(PathBuf);
 
 impl Folder {
     fn new() -> Self {
@@ -299,5 +305,100 @@ fn it_serves_where_and_how_it_says() {
     assert!(Client::connect_udp(&[running.addr], config).is_err(), "UDP was not asked for");
     let config = SessionConfig { timeout: PATIENCE, ..config };
     assert_eq!(Client::connect_tcp(&[running.addr], config).unwrap().get(b"key").unwrap(), None);
+    running.stop(Signal::SIGTERM);
+}
+
+/// A service manager as a server sees it: the socket that it tells how it is.
+struct Manager {
+    socket: UnixDatagram,
+    path: PathBuf,
+}
+
+impl Manager {
+    fn new(name: &str) -> Self {
+        let path = std::env::temp_dir().join(format!("linerate-{name}-{}", std::process::id()));
+        let socket = UnixDatagram::bind(&path).unwrap();
+        socket.set_read_timeout(Some(PATIENCE)).unwrap();
+        Self { socket, path }
+    }
+
+    /// The next message, line by line.
+    fn told(&self) -> Vec<String> {
+        let mut buffer = [0; 1_024];
+        let len = self.socket.recv(&mut buffer).expect("the server says how it is");
+        String::from_utf8_lossy(&buffer[..len]).lines().map(str::to_owned).collect()
+    }
+
+    /// The first message with this line.
+    fn wait_for(&self, line: &str) -> Vec<String> {
+        for _ in 0..1_000 {
+            let told = self.told();
+            if told.iter().any(|told| told == line) {
+                return told;
+            }
+        }
+        panic!("a thousand messages without {line}");
+    }
+}
+
+impl Drop for Manager {
+    fn drop(&mut self) {
+        let _ = std::fs::remove_file(&self.path);
+    }
+}
+
+/// Goal: a service manager hears that the server serves once it does and not before, that it lives for as long as it does,
+/// and that it stops. Method: the test is the manager; the first message names an address, which takes a connection at once.
+#[test]
+fn a_service_manager_is_told() {
+    let manager = Manager::new("told");
+    let environment = [("NOTIFY_SOCKET", manager.path.to_str().unwrap()), ("WATCHDOG_USEC", "90000")];
+    let running = Running::start_in("0", &["--stats-interval", "1"], &environment);
+    let ready = manager.told();
+    assert_eq!(ready, ["READY=1".to_owned(), format!("STATUS=serving at {}", running.addr)]);
+    TcpStream::connect(running.addr).unwrap();
+    for _ in 0..3 {
+        manager.wait_for("WATCHDOG=1");
+    }
+    let figures = (0..1_000).map(|_| manager.told().remove(0)).find(|told| told.starts_with("STATUS="));
+    assert!(figures.as_ref().is_some_and(|told| told.contains("ops/s")), "{figures:?}");
+    running.stop(Signal::SIGTERM);
+    assert_eq!(manager.wait_for("STOPPING=1").len(), 1);
+    manager.socket.set_nonblocking(true).unwrap();
+    let after = manager.socket.recv(&mut [0; 1_024]).unwrap_err();
+    assert_eq!(after.kind(), ErrorKind::WouldBlock, "a server that stops has nothing more to say");
+}
+
+/// Goal: a manager that does not wait for signs of life gets none, one that waits for another process's neither, and a
+/// server that does not start is never ready. Method: servers with other environments.
+#[test]
+fn a_service_manager_is_told_no_more_than_it_wants() {
+    let manager = Manager::new("quiet");
+    let path = manager.path.to_str().unwrap();
+    let elsewhere = [("NOTIFY_SOCKET", path), ("WATCHDOG_USEC", "1000"), ("WATCHDOG_PID", "1")];
+    for environment in [&elsewhere[..1], &elsewhere[..]] {
+        let running = Running::start_in("0", &["--stats-interval", "1"], environment);
+        assert!(manager.told().contains(&"READY=1".to_owned()));
+        assert!(manager.told()[0].starts_with("STATUS="), "after a second, and nothing before");
+        running.stop(Signal::SIGINT);
+        manager.wait_for("STOPPING=1");
+    }
+    let failed = command(&["--listen", "0.0.0.0"]).env("NOTIFY_SOCKET", path).output().unwrap();
+    assert_eq!(failed.status.code(), Some(2));
+    manager.socket.set_nonblocking(true).unwrap();
+    assert_eq!(manager.socket.recv(&mut [0; 16]).unwrap_err().kind(), ErrorKind::WouldBlock);
+}
+
+/// Goal: a service manager that can not be reached is a warning, and the server serves. Method: a socket that is not there.
+#[test]
+fn a_service_manager_that_is_gone_is_no_reason_to_stop() {
+    let mut running =
+        Running::start_in("0", &["--stats-interval", "0"], &[("NOTIFY_SOCKET", "/nowhere/linerate")]);
+    TcpStream::connect(running.addr).unwrap();
+    let stderr = BufReader::new(running.child.stderr.as_mut().unwrap());
+    // What the system's huge pages deserve may be said before.
+    let warning = stderr.lines().map_while(Result::ok).find(|line| line.contains("$NOTIFY_SOCKET"));
+    let warning = warning.expect("a warning");
+    assert!(warning.contains("No such file"), "{warning}");
     running.stop(Signal::SIGTERM);
 }
