@@ -11,7 +11,11 @@ clippy() { cargo clippy --workspace --all-targets --locked -- -D warnings; }
 doc() { RUSTDOCFLAGS='-D warnings' cargo doc --workspace --no-deps --locked; }
 # The README's test command. --locked: what was tested is what Cargo.lock says.
 tests() { cargo test --workspace --locked; }
-scripts() { shellcheck ci.sh .ci/run; }
+scripts() { shellcheck -x ci.sh .ci/run setup/tests/*.sh; }
+# What makes a machine a node. What a machine lacks for a check, the check says; with LINERATE_SETUP=required it fails.
+setup() {
+  setup/tests/unit.sh
+}
 # Licences, sources and duplicate versions. Advisories need a database from outside and are left to the reader.
 deny() { cargo deny --locked check bans licenses sources; }
 # The whole system on a simulated network that does its worst: every answer judged, everything must come to its end.
@@ -39,7 +43,7 @@ fuzz() {
 demo() { cargo run --release --locked --bin linerate-bench -- demo --duration 1 --records 50000; }
 
 if [ $# -eq 0 ]; then
-  set -- fmt scripts clippy doc tests sim mutants hostile demo
+  set -- fmt scripts clippy doc tests setup sim mutants hostile demo
   # Both need a nightly compiler, which building and testing do without.
   if cargo +nightly miri setup >/dev/null 2>&1; then set -- "$@" miri; else echo 'not run: miri (no nightly compiler with the components miri and rust-src is installed)'; fi
   if cargo +nightly fuzz --version >/dev/null 2>&1; then set -- "$@" fuzz; else echo 'not run: fuzz (no nightly compiler, or no cargo-fuzz, is installed)'; fi
