@@ -11,9 +11,10 @@ clippy() { cargo clippy --workspace --all-targets --locked -- -D warnings; }
 doc() { RUSTDOCFLAGS='-D warnings' cargo doc --workspace --no-deps --locked; }
 # The README's test command. --locked: what was tested is what Cargo.lock says.
 tests() { cargo test --workspace --locked; }
-scripts() { shellcheck -x ci.sh .ci/run setup/tests/*.sh; }
+scripts() { shellcheck -x ci.sh .ci/run setup/*.sh setup/tests/*.sh; }
 # What makes a machine a node. What a machine lacks for a check, the check says; with LINERATE_SETUP=required it fails.
 setup() {
+  setup/tests/bootstrap.sh
   setup/tests/unit.sh
 }
 # Licences, sources and duplicate versions. Advisories need a database from outside and are left to the reader.
