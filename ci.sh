@@ -16,6 +16,7 @@ scripts() { shellcheck -x ci.sh .ci/run setup/*.sh setup/tests/*.sh; }
 setup() {
   setup/tests/bootstrap.sh
   setup/tests/unit.sh
+  setup/tests/profile.sh
 }
 # Licences, sources and duplicate versions. Advisories need a database from outside and are left to the reader.
 deny() { cargo deny --locked check bans licenses sources; }

@@ -44,6 +44,8 @@ run() {
   "$@" 2>&1 9>&- | tee -a "$log" || status=$?
   [ "$status" = 0 ] || fail "\`$*\` ended with status $status: what it said is in $log"
 }
+# Something will be other than it was.
+change() { changes=$((changes + 1)); }
 as_root() {
   if [ "$(id -u)" = 0 ]; then
     run "$@"
@@ -76,7 +78,7 @@ install_file() {
   fi
   nearest_is_writable "$(dirname "$to")" || how=as_root
   "$how" install -D -m "$mode" "$from" "$to"
-  installed=true
+  change
 }
 nearest_is_writable() {
   local folder=$1
@@ -98,6 +100,7 @@ packages() {
   fi
   mapfile -t missing < <(printf '%s\n' "${missing[@]}" | sort -u)
   say "[1/4] packages: installing ${missing[*]}"
+  change
   command -v apt-get >/dev/null ||
     fail "this system has no apt-get: install ${missing[*]} by its own means, and run it again"
   # A machine that has just booted may be busy with updates of its own.
@@ -119,6 +122,7 @@ toolchain() {
   # Where rustup puts them; a shell that has not been started anew does not look there.
   PATH=$PATH:${CARGO_HOME:-$HOME/.cargo}/bin
   if has_cargo; then return; fi
+  change
   if command -v rustup >/dev/null; then
     say "[2/4] toolchain: no cargo of at least $least_rust, installing stable with rustup"
     patiently run rustup toolchain install stable --profile minimal --no-self-update
@@ -152,18 +156,17 @@ programs() {
 }
 
 service() {
-  local unit=$state/linerate-server.service
+  local unit=$state/linerate-server.service before=$changes
   say 'installing linerate-server.service'
   if $dry_run; then unit=$repository/setup/linerate-server.service; fi
   $dry_run || sed "s|/usr/local/bin/|$prefix/bin/|" "$repository/setup/linerate-server.service" >"$unit"
-  installed=false
   install_file 644 "$unit" "$root/etc/systemd/system/linerate-server.service"
   # Its options are the machine's own once they are there.
   [ -e "$root/etc/default/linerate" ] ||
     install_file 644 "$repository/setup/linerate.default" "$root/etc/default/linerate"
   if [ ! -d "$root/run/systemd/system" ]; then
     say 'systemd does not run here: the service is installed, but nobody has been told'
-  elif $installed; then
+  elif [ "$changes" != "$before" ]; then
     as_root systemctl daemon-reload
   fi
   say "options are in $root/etc/default/linerate; \`sudo systemctl enable --now linerate-server\` starts it"
@@ -175,7 +178,7 @@ prefix=/usr/local
 state=
 with_service=false
 dry_run=false
-installed=false
+changes=0
 log=/dev/null
 while [ $# -gt 0 ]; do
   case $1 in
@@ -227,4 +230,4 @@ toolchain
 build
 programs
 if $with_service; then service; fi
-say 'done'
+say "done, $changes changes"

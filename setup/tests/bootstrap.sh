@@ -171,6 +171,7 @@ done
 unit=$machine/root/etc/systemd/system/linerate-server.service
 grep -q "^ExecStart=$machine/usr/bin/linerate-server " "$unit" || wrong "the service runs something else: $(cat "$unit")"
 cmp setup/linerate.default "$machine/root/etc/default/linerate"
+says 'done, 7 changes'
 for step in 1 2 3 4; do says "[$step/4]"; done
 diff <(grep '^bootstrap.sh:' <<<"$out") <(grep '^bootstrap.sh:' "$(state)/bootstrap.log") || wrong 'the log is not what it said'
 
@@ -183,6 +184,7 @@ cargo fetch --locked (default)
 cargo build --release --locked --bin=linerate-server --bin=linerate --bin=linerate-bench (default)
 CALLS
 says "$machine/usr/bin/linerate is up to date"
+says 'done, 0 changes'
 grep -q -- '--cores 0-3' "$machine/root/etc/default/linerate" || wrong 'options were overwritten'
 
 # Another commit: the programs are replaced, and nothing else.
