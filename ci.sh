@@ -17,6 +17,7 @@ setup() {
   setup/tests/bootstrap.sh
   setup/tests/unit.sh
   setup/tests/profile.sh
+  setup/tests/ansible.sh
 }
 # Licences, sources and duplicate versions. Advisories need a database from outside and are left to the reader.
 deny() { cargo deny --locked check bans licenses sources; }
