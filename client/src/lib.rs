@@ -8,6 +8,7 @@
 #![forbid(unsafe_code)]
 
 mod blocking;
+mod coalesce;
 mod contacts;
 mod ends;
 mod error;

@@ -59,10 +59,10 @@ struct Ticket {
 
 impl InFlight {
     /// Nothing in flight; `None` for operations without an order.
-    pub(crate) fn of(order: Order) -> Option<Box<Self>> {
+    pub(crate) fn of(order: Order) -> Option<Self> {
         let none =
             Self { order, tickets: Vec::new(), free: Vec::new(), keys: HashSet::new(), writing: false };
-        (order != Order::None).then(|| Box::new(none))
+        (order != Order::None).then_some(none)
     }
 
     /// Whether the operation may be in flight together with those that are.

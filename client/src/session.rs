@@ -25,6 +25,7 @@ use linerate_proto::{
 };
 
 use crate::{
+    coalesce::Coalescing,
     error::ConnectError,
     order::{InFlight, Order},
 };
@@ -48,6 +49,9 @@ pub struct SessionConfig {
     pub client_id: Option<u64>,
     /// Which operations may be in flight together.
     pub order: Order,
+    /// Whether gets of one key that would travel in the same request travel once, and are all told its answer. It costs each
+    /// operation some nanoseconds, and gains where few keys are asked for often.
+    pub coalesce: bool,
     /// Requests that are collected before they are sent as one train, unless [`linger`](Self::linger) passes first.
     pub burst: usize,
     /// Longest time that an operation waits for others to travel with, while some are in flight.
@@ -75,6 +79,7 @@ impl Default for SessionConfig {
             lifetimes: false,
             client_id: None,
             order: Order::None,
+            coalesce: false,
             burst: 16,
             linger: Duration::from_micros(20),
             rto_floor: Duration::from_micros(200),
@@ -94,6 +99,8 @@ pub struct SessionCounters {
     pub port: linerate_dataplane::PortCounters,
     /// Datagrams from servers that had no effect, by reason.
     pub drops: Drops,
+    /// Gets answered by another's answer ([`SessionConfig::coalesce`]).
+    pub coalesced: u64,
 }
 
 impl SessionCounters {
@@ -104,6 +111,17 @@ impl SessionCounters {
             flows: self.flows.minus(earlier.flows),
             port: self.port.minus(earlier.port),
             drops: self.drops,
+            coalesced: self.coalesced - earlier.coalesced,
+        }
+    }
+
+    /// The sum of both.
+    fn plus(&self, other: &Self) -> Self {
+        Self {
+            flows: self.flows.plus(other.flows),
+            port: self.port.plus(other.port),
+            drops: self.drops.plus(other.drops),
+            coalesced: self.coalesced + other.coalesced,
         }
     }
 }
@@ -143,15 +161,45 @@ pub struct Session<P: Port> {
     map: Box<ClusterMap>,
     config: SessionConfig,
     started: SystemInstant,
-    /// What the flows of former maps have counted.
-    retired: FlowCounters,
+    /// What was counted by former maps.
+    retired: SessionCounters,
     drops: Drops,
     /// When the port is looked after next.
     next_check: Instant,
-    /// What an order has to know, if there is one.
-    in_flight: Option<Box<InFlight>>,
+    /// What stands between the caller and the flows, if anything does.
+    between: Option<Box<Between>>,
     /// Whether an operation was held back since the last poll: those that it waits for should not wait themselves.
     holding: bool,
+}
+
+/// What operations go through on their way to the flows, and their ends on the way back.
+struct Between {
+    order: Option<InFlight>,
+    /// Beneath the order: it sees only what may be in flight together.
+    coalescing: Option<Coalescing>,
+}
+
+impl Between {
+    /// `None` if nothing needs to know of operations but the flows.
+    fn of(config: &SessionConfig) -> Option<Box<Self>> {
+        let order = InFlight::of(config.order);
+        let coalescing = config.coalesce.then(|| Coalescing::new(config.window, config.operations_max));
+        (order.is_some() || coalescing.is_some()).then(|| Box::new(Self { order, coalescing }))
+    }
+
+    /// Tells the caller of an end that a flow tells of.
+    #[inline]
+    fn end(&mut self, ended: Ended<'_>, sink: &mut impl FnMut(Ended<'_>)) {
+        let Self { order, coalescing } = self;
+        let mut sink = |ended: Ended<'_>| match order {
+            None => sink(ended),
+            Some(order) => sink(order.end_of(ended)),
+        };
+        match coalescing {
+            None => sink(ended),
+            Some(coalescing) => coalescing.end(ended, sink),
+        }
+    }
 }
 
 /// The flow to one core and where it is.
@@ -305,6 +353,7 @@ impl<P: Port> Session<P> {
             let client_id = config.client_id.unwrap_or_else(rand::random);
             // Above those that the first sessions have used.
             let client = (client_id, generation + (1 << 20));
+            session.between = Between::of(&config);
             session.flows = core_flows(&session.port, &cores, &config, cluster.epoch(), client);
             let firsts = (0..cores.len()).filter(|&index| cores[index].1 == Some(0)).collect();
             session.adopt(cluster, firsts);
@@ -336,7 +385,7 @@ impl<P: Port> Session<P> {
         };
         let fresh = Self::connect_since(self.started, &contacts, self.config, open)?;
         let former = std::mem::replace(self, fresh);
-        self.retired = former.counters().flows;
+        self.retired = former.counters();
         Ok(())
     }
 
@@ -395,10 +444,10 @@ impl<P: Port> Session<P> {
             cluster,
             config,
             started,
-            retired: FlowCounters::default(),
+            retired: SessionCounters::default(),
             drops: Drops::default(),
             next_check: Instant::default(),
-            in_flight: InFlight::of(config.order),
+            between: Between::of(&config),
             holding: false,
         }
     }
@@ -619,39 +668,62 @@ impl<P: Port> Session<P> {
     /// As [`get`](Self::get) and [`put`](Self::put).
     #[inline(always)]
     pub fn push(&mut self, now: Instant, operation: Operation<'_>, tag: u64) -> Result<(), PushError> {
-        if self.in_flight.is_some() {
-            self.push_in_order(now, operation, tag)
+        if self.between.is_some() {
+            self.push_between(now, operation, tag)
         } else {
             self.take(now, operation, tag)
         }
     }
 
-    /// Takes an operation whose turn it is.
-    fn push_in_order(&mut self, now: Instant, operation: Operation<'_>, tag: u64) -> Result<(), PushError> {
-        let Some(mut in_flight) = self.in_flight.take() else { return self.take(now, operation, tag) };
-        let taken = if in_flight.admits(&operation) {
-            let ticket = in_flight.begin(&operation, tag);
-            self.take(now, operation, ticket).inspect_err(|_| {
-                in_flight.end(ticket);
-            })
-        } else {
-            self.holding = true;
-            check_lengths(&operation).and(Err(PushError::Full))
+    /// Takes an operation through what is between.
+    fn push_between(&mut self, now: Instant, operation: Operation<'_>, tag: u64) -> Result<(), PushError> {
+        let Some(mut between) = self.between.take() else { return self.take(now, operation, tag) };
+        let Between { order, coalescing } = &mut *between;
+        let taken = match order {
+            None => self.take_coalescing(now, operation, tag, coalescing.as_mut()),
+            Some(order) if order.admits(&operation) => {
+                let ticket = order.begin(&operation, tag);
+                self.take_coalescing(now, operation, ticket, coalescing.as_mut()).inspect_err(|_| {
+                    order.end(ticket);
+                })
+            }
+            Some(_) => {
+                self.holding = true;
+                check_lengths(&operation).and(Err(PushError::Full))
+            }
         };
-        self.in_flight = Some(in_flight);
+        self.between = Some(between);
         taken
+    }
+
+    /// Takes an operation whose turn it is.
+    fn take_coalescing(
+        &mut self,
+        now: Instant,
+        operation: Operation<'_>,
+        tag: u64,
+        coalescing: Option<&mut Coalescing>,
+    ) -> Result<(), PushError> {
+        let Some(coalescing) = coalescing else { return self.take(now, operation, tag) };
+        let place = (self.flow_of(operation.key), self.flows.len());
+        coalescing.push(&mut self.flows[place.0].flow, place, now, operation, tag)
     }
 
     /// Gives an operation to the core that owns its key.
     #[inline(always)]
     fn take(&mut self, now: Instant, operation: Operation<'_>, tag: u64) -> Result<(), PushError> {
-        let index = if self.flows.len() == 1 {
-            0
-        } else {
-            let Owner { node, core } = self.map.owner_of_key(operation.key);
-            self.nodes[usize::from(node)] + usize::from(core)
-        };
+        let index = self.flow_of(operation.key);
         self.flows[index].flow.push(now, operation, tag)
+    }
+
+    /// Index of the core that owns a key.
+    #[inline(always)]
+    fn flow_of(&self, key: Key<'_>) -> usize {
+        if self.flows.len() == 1 {
+            return 0;
+        }
+        let Owner { node, core } = self.map.owner_of_key(key);
+        self.nodes[usize::from(node)] + usize::from(core)
     }
 
     /// Sends what is due, takes what has arrived, and hands outcomes to `sink`; returns how many datagrams arrived.
@@ -746,11 +818,14 @@ impl<P: Port> Session<P> {
     #[must_use]
     pub fn counters(&self) -> SessionCounters {
         let flows = self.flows.iter().map(|core| core.flow.counters());
-        SessionCounters {
-            flows: flows.fold(self.retired, FlowCounters::plus),
+        let coalescing = self.between.as_ref().and_then(|between| between.coalescing.as_ref());
+        let present = SessionCounters {
+            flows: flows.fold(FlowCounters::default(), FlowCounters::plus),
             port: self.port.counters(),
             drops: self.drops,
-        }
+            coalesced: coalescing.map_or(0, Coalescing::coalesced),
+        };
+        self.retired.plus(&present)
     }
 
     /// Measures one round trip to each core, in the order of [`cores`](Self::cores); `None` for a core that did not
@@ -835,11 +910,11 @@ impl<P: Port> Session<P> {
         }
         let count = self.port.rx_burst()?;
         if count > 0 {
-            match self.in_flight.take() {
+            match self.between.take() {
                 None => self.receive(now, sink),
-                Some(mut in_flight) => {
-                    self.receive(now, &mut |ended: Ended<'_>| sink(in_flight.end_of(ended)));
-                    self.in_flight = Some(in_flight);
+                Some(mut between) => {
+                    self.receive(now, &mut |ended: Ended<'_>| between.end(ended, sink));
+                    self.between = Some(between);
                 }
             }
         }
@@ -870,10 +945,10 @@ impl<P: Port> Session<P> {
     /// Lets time act on what is in flight or waits, before anything is sent: what is past its deadline no longer is.
     #[inline]
     fn poll_timers(&mut self, now: Instant, sink: &mut impl FnMut(Ended<'_>)) {
-        match &mut self.in_flight {
+        match &mut self.between {
             None => self.flows.iter_mut().for_each(|core| core.flow.poll_timers(now, sink)),
-            Some(in_flight) => {
-                let sink = &mut |ended: Ended<'_>| sink(in_flight.end_of(ended));
+            Some(between) => {
+                let sink = &mut |ended: Ended<'_>| between.end(ended, sink);
                 self.flows.iter_mut().for_each(|core| core.flow.poll_timers(now, sink));
             }
         }

@@ -89,6 +89,12 @@ impl Drops {
         self.0[reason as usize] += 1;
     }
 
+    /// The sum of both.
+    #[must_use]
+    pub fn plus(self, other: Self) -> Self {
+        Self(std::array::from_fn(|reason| self.0[reason] + other.0[reason]))
+    }
+
     /// Datagrams dropped for `reason`.
     #[must_use]
     pub const fn of(&self, reason: DropReason) -> u64 {

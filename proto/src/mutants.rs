@@ -69,6 +69,8 @@ mutants! {
     WriteRetriedInNewSession = "write_retried_in_new_session",
     /// Client: a write that was sent and given up counts as not executed.
     UnknownIsNotExecuted = "unknown_is_not_executed",
+    /// Client: a get joins an equal one that was sent already, and ends with an answer that may be older than itself.
+    CoalesceInFlight = "coalesce_in_flight",
     /// Client: nothing is ever sent again.
     NoRetransmission = "no_retransmission",
 }

@@ -361,6 +361,38 @@ fn tags(ends: &[(u64, End)]) -> Vec<u64> {
     ends.iter().map(|end| end.0).collect()
 }
 
+/// Goal: a request of gets is open until nothing can be pushed into it, and never again; requests of another class are none.
+/// Method: each way for one to be closed, and what is sent again or in another session.
+#[test]
+fn a_request_of_gets_is_open_while_it_is_filled() {
+    let mut pair = Pair::new();
+    pair.push(Operation::put(b"k", b"v"), 0);
+    assert_eq!(pair.flow.open_gets(), None, "a put is no get");
+    for number in 1..=u64::from(CONFIG.operations_max) {
+        assert_eq!(pair.flow.open_gets(), (number > 1).then_some(1));
+        pair.push(Operation::get(&number.to_be_bytes()), number);
+    }
+    assert_eq!(pair.flow.open_gets(), None, "it is full");
+    pair.push(Operation::get(b"k"), 9);
+    assert_eq!(pair.flow.open_gets(), Some(2), "the second of its kind");
+    pair.flow.flush();
+    assert_eq!(pair.flow.open_gets(), None, "it is to be sent as it is");
+    assert_eq!(pair.sent().len(), 3, "lost on the way");
+    assert_eq!(pair.flow.open_gets(), None);
+    pair.push(Operation::get(b"k"), 10);
+    assert_eq!(pair.flow.open_gets(), Some(3));
+    pair.server.restart();
+    // The others are sent again, in the next session too; what was not sent yet waits for company as before.
+    pair.advance(50 * MS);
+    pair.settle();
+    assert_eq!(pair.flow.open_gets(), Some(3));
+    pair.advance(2_000 * MS);
+    assert_eq!(pair.flow.open_gets(), None, "it was given up");
+    let ends = pair.take_ends();
+    assert_eq!(tags(&ends), (0..=10).collect::<Vec<_>>());
+    assert_eq!(ends.last().unwrap().1, End::NotExecuted(Reason::Deadline));
+}
+
 /// Goal: an add takes effect once, and its copies are told what it found. Method: the answer is lost and the request sent
 /// again; another add comes between, so that a number read anew would differ.
 #[test]

@@ -83,6 +83,7 @@ const fn session_config(window: u16) -> SessionConfig {
         versions: false,
         lifetimes: false,
         client_id: None,
+        coalesce: false,
         order: linerate_client::Order::None,
         burst: 16,
         linger: Duration::ZERO,

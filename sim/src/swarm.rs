@@ -261,6 +261,7 @@ impl Params {
             linger: Duration::from_micros(pick(random, &[0, 20, 200])),
             rto_floor: Duration::from_micros(pick(random, &[200, 1_000])),
             timeout: pick(random, self.timeouts()),
+            coalesce: random.random_bool(0.5),
             ..SessionConfig::default()
         };
         let shortest = Duration::from_micros(pick(random, &[5, 20, 50]));

@@ -1,11 +1,12 @@
 //! The whole system, client and server together: one suite of behaviours over all networks.
 //!
-//! [`suite`] and [`terms`] say each behaviour once; [`rig`] runs it over a simulated network with faults on virtual time, over UDP
+//! [`suite`], [`coalescing`] and [`terms`] say each behaviour once; [`rig`] runs it over a simulated network with faults on virtual time, over UDP
 //! and over TCP on loopback, and, where this process may, over AF_PACKET and AF_XDP rings between network namespaces. The simulation runs many seeds; a failing one is printed, and `LINERATE_SEED=n` runs that
 //! one alone. [`faults`] holds what only virtual time can show, [`blocking`] what only the blocking client does, [`cluster`] what several servers are together.
 
 mod blocking;
 mod cluster;
+mod coalescing;
 mod faults;
 mod flow_control;
 mod register;
@@ -51,6 +52,10 @@ behaviours! {
     suite::a_restarted_server_is_found_again: 100,
     suite::a_lost_server_ends_everything_by_the_deadline: 100,
     suite::another_count_of_cores_is_refused: 100,
+    coalescing::equal_gets_travel_once: 100,
+    coalescing::what_was_sent_is_not_joined: 40,
+    coalescing::every_get_is_answered_whatever_it_joined: 100,
+    coalescing::joined_gets_end_with_the_one_that_travels: 40,
     terms::conditions_are_met_or_not: 40,
     terms::counters_count: 40,
     terms::adds_happen_once_each: 100,

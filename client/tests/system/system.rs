@@ -82,6 +82,7 @@ impl<R: Rig> System<R> {
             timeout: self.rig.patience(),
             versions: self.random.random_bool(0.5),
             lifetimes: self.random.random_bool(0.3),
+            coalesce: self.random.random_bool(0.5),
             ..SessionConfig::default()
         }
     }

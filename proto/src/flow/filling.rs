@@ -131,6 +131,9 @@ impl Flow {
             ..Slot::FREE
         };
         self.filling[class] = Some(index);
+        if class == READS {
+            self.latest_gets = (index, self.latest_gets.1 + 1);
+        }
         Some(index)
     }
 

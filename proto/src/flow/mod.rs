@@ -20,6 +20,7 @@ use std::{collections::VecDeque, time::Duration};
 use crate::{
     cluster::{ClusterSpec, PagedMap},
     drops::DropReason,
+    mutants::{Mutant, is_active},
     rtt::Rtt,
     time::Instant,
     wire::{
@@ -106,6 +107,8 @@ pub struct Flow {
     full_len: usize,
     free: Vec<u8>,
     filling: [Option<u8>; CLASSES],
+    /// Slot of the request of gets that was begun last, and its number among all of them.
+    latest_gets: (u8, u64),
     ready: [VecDeque<u8>; CLASSES],
     transfers: Transfers,
     run: Run,
@@ -183,6 +186,7 @@ impl Flow {
             full_len: 0,
             free: Vec::with_capacity(config.window.into()),
             filling: [None; CLASSES],
+            latest_gets: (0, 0),
             ready: std::array::from_fn(|_| VecDeque::with_capacity(config.window.into())),
             transfers: Transfers::default(),
             run: Run::default(),
@@ -243,6 +247,22 @@ impl Flow {
     #[must_use]
     pub const fn in_flight(&self) -> usize {
         self.in_flight
+    }
+
+    /// The request of gets that is being filled, by its number among all of this flow; `None` when there is none. Nothing of
+    /// it was sent yet, in this session or another: whatever is pushed before it is sent is concurrent with all that is in
+    /// it.
+    #[inline]
+    #[must_use]
+    pub fn open_gets(&self) -> Option<u64> {
+        let (index, number) = self.latest_gets;
+        let is_unanswered = || {
+            let slot = &self.slots[index as usize];
+            slot.phase == Phase::InFlight && usize::from(slot.class) == READS && slot.replies == 0
+        };
+        let is_open = self.filling[READS].is_some()
+            || is_active(Mutant::CoalesceInFlight) && number > 0 && is_unanswered();
+        is_open.then_some(number)
     }
 
     /// Complete requests that wait to be sent.
