@@ -131,8 +131,9 @@ pub(crate) fn ceiling_over<P: Port + Send, Q: Port>(
         "the ceiling needs both ends to itself: leave --target at embedded"
     );
     anyhow::ensure!(
-        !options.checks() && options.faults(0).is_none(),
-        "the ceiling has no store to check and sends nothing again: leave out --check, --loss, --dup and --reorder"
+        !options.checks() && !options.coalesce && options.faults(0).is_none(),
+        "the ceiling has no store to check, asks for each value and sends nothing again: leave out --check, --coalesce, \
+         --loss, --dup and --reorder"
     );
     options
         .value_len

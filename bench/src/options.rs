@@ -109,6 +109,9 @@ pub struct RunOptions {
     /// Order of the operations of one thread: none, key (those on one key) or strict (a write alone, reads together)
     #[arg(long, default_value = "none")]
     pub order: Order,
+    /// Send gets of one key that would travel in the same request once; what others' answers served is counted apart
+    #[arg(long)]
+    pub coalesce: bool,
     /// Operations of a batch, and at most of a request, 1 to 255
     #[arg(long, default_value_t = 110, value_parser = clap::value_parser!(u8).range(1..))]
     pub batch: u8,
@@ -385,6 +388,7 @@ impl RunOptions {
             checksum: self.checksum,
             versions: self.checks(),
             order: self.order,
+            coalesce: self.coalesce,
             // A train of a third of what is in flight keeps both sides busy; more than 16 requests gain nothing.
             burst: usize::from(self.window / 3).clamp(1, 16),
             ..SessionConfig::default()
@@ -422,6 +426,7 @@ impl RunOptions {
             duration_s: self.duration,
             warmup_s: self.warmup,
             order: self.order.name().to_owned(),
+            coalesce: self.coalesce,
             verify: self.verifies(),
             check: self.checks(),
             loss: self.loss,

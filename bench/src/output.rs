@@ -28,15 +28,18 @@ pub struct Report {
     pub kind: Kind,
     /// How an embedded server's port works here, for people; `None` for others and for a ceiling.
     pub mode: Option<String>,
-    /// Answered operations per second of the measured time.
+    /// Operations per second of the measured time that travelled and were answered.
     pub ops_per_sec: f64,
-    /// Answered gets per second.
+    /// Gets of these per second.
     pub gets_per_sec: f64,
-    /// Answered puts per second.
+    /// Puts of these per second.
     pub puts_per_sec: f64,
+    /// Gets per second that did not travel but were told the answer of an equal one, which is in no figure above; `None`
+    /// when each travelled for itself. The other figures (hits, latencies, errors, what was checked) are of all gets.
+    pub coalesced_per_sec: Option<f64>,
     /// Share of the gets that found a value, 0 to 1.
     pub hit_ratio: f64,
-    /// Answered operations in the measured time.
+    /// Operations in the measured time that travelled and were answered.
     pub ops: u64,
     /// Time measured in seconds, warm-up excluded.
     pub duration_s: f64,
@@ -122,6 +125,8 @@ pub struct Config {
     pub warmup_s: f64,
     /// `none`, `key` or `strict`.
     pub order: String,
+    /// Whether gets of one key that would travel in the same request travelled once.
+    pub coalesce: bool,
     /// Whether each received value was checked.
     pub verify: bool,
     /// Whether every operation was checked for linearizability.
@@ -288,10 +293,11 @@ const fn compared(name: &'static str, unit: &'static str, decimals: usize, of: S
 }
 
 /// The lines of a table, in their order.
-const FIGURES: [Figure; 28] = [
+const FIGURES: [Figure; 29] = [
     compared("throughput", "Mop/s", 2, |report| Some(report.ops_per_sec / 1e6)),
     compared("  gets", "Mop/s", 2, |report| Some(report.gets_per_sec / 1e6)),
     compared("  puts", "Mop/s", 2, |report| Some(report.puts_per_sec / 1e6)),
+    compared("coalesced gets, not in these", "Mop/s", 2, |report| Some(report.coalesced_per_sec? / 1e6)),
     figure("hit ratio", "%", 2, |report| Some(report.hit_ratio * 100.0)),
     compared("latency p50", "µs", 1, |report| Some(report.latency_us.p50)),
     compared("  p99", "µs", 1, |report| Some(report.latency_us.p99)),
@@ -387,6 +393,7 @@ pub(crate) mod tests {
             ops_per_sec: 41_234_567.0,
             gets_per_sec: 39_172_839.0,
             puts_per_sec: 2_061_728.0,
+            coalesced_per_sec: None,
             hit_ratio: 1.0,
             ops: 329_876_543,
             duration_s: 8.0,
@@ -421,6 +428,7 @@ pub(crate) mod tests {
                 duration_s: 8.0,
                 warmup_s: 1.0,
                 order: "none".to_owned(),
+                coalesce: false,
                 verify: true,
                 check: true,
                 loss: 0.0,
@@ -483,7 +491,7 @@ pub(crate) mod tests {
         }
         let mut config: Vec<_> =
             "target transport workload theta distribution records value_len server_cores threads \
-             duration_s warmup_s order verify check loss dup reorder batch window seed checksum idle"
+             duration_s warmup_s order coalesce verify check loss dup reorder batch window seed checksum idle"
                 .split_whitespace()
                 .collect();
         config.sort_unstable();
@@ -496,7 +504,7 @@ pub(crate) mod tests {
         }
         assert_eq!(value["check"]["first_violation"], Value::Null);
         assert_eq!(keys(&value["check"]["audit"]), ["acknowledged", "grown", "impossible", "unknown"]);
-        assert_eq!(value["kind"], "run");
+        assert_eq!((&value["kind"], &value["coalesced_per_sec"]), (&"run".into(), &Value::Null));
         assert_eq!(value["environment"]["commit"], Value::Null);
     }
 
@@ -507,6 +515,7 @@ pub(crate) mod tests {
         let (udp, mut tcp) = (report(), report());
         tcp.ops_per_sec = udp.ops_per_sec / 1.25;
         tcp.wrong_values = None;
+        tcp.coalesced_per_sec = Some(8_000_000.0);
         let table = table(&[("UDP", &udp), ("TCP", &tcp)]);
         println!("{table}");
         let line = |start: &str| {
@@ -520,6 +529,7 @@ pub(crate) mod tests {
         };
         assert_eq!(line("UDP"), "UDP TCP UDP : TCP");
         assert_eq!(line("throughput"), "throughput Mop/s 41.23 32.99 1.25");
+        assert_eq!(line("coalesced"), "coalesced gets, not in these Mop/s – 8.00");
         assert_eq!(line("hit ratio"), "hit ratio % 100.00 100.00");
         assert_eq!(line("latency p50"), "latency p50 µs 61.5 61.5 1.00");
         assert_eq!(line("p99.9"), "p99.9 µs 1,234.5 1,234.5 1.00");

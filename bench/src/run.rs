@@ -506,7 +506,10 @@ pub(crate) fn summarise(
     let sum = |count: fn(&LoadReport) -> u64| reports.iter().map(count).sum::<u64>();
     let elapsed =
         reports.iter().map(|report| report.elapsed).max().unwrap_or_default().as_secs_f64().max(1e-9);
-    let (gets, puts) = (sum(|report| report.gets), sum(|report| report.puts));
+    let coalesced = sum(|report| report.counters.coalesced);
+    // What did not travel is no work of the store or the network, and must not look like it.
+    let gets = sum(|report| report.gets) - coalesced;
+    let puts = sum(|report| report.puts);
     let cpu: f64 = reports.iter().map(|report| report.cpu.as_secs_f64()).sum();
     Report {
         kind,
@@ -514,7 +517,8 @@ pub(crate) fn summarise(
         ops_per_sec: (gets + puts) as f64 / elapsed,
         gets_per_sec: gets as f64 / elapsed,
         puts_per_sec: puts as f64 / elapsed,
-        hit_ratio: sum(|report| report.hits) as f64 / gets.max(1) as f64,
+        coalesced_per_sec: options.coalesce.then(|| coalesced as f64 / elapsed),
+        hit_ratio: sum(|report| report.hits) as f64 / (gets + coalesced).max(1) as f64,
         ops: gets + puts,
         duration_s: elapsed,
         latency_us: total.latency.summary(),

@@ -19,7 +19,7 @@ fn checked(mutant: Option<&str>) -> (Option<i32>, u64, String) {
         "--duration",
         "1",
     ]);
-    command.args(["--loss", "0.01", "--dup", "0.02", "--reorder", "0.02", "--json", "-"]);
+    command.args(["--coalesce", "--loss", "0.01", "--dup", "0.02", "--reorder", "0.02", "--json", "-"]);
     if let Some(mutant) = mutant {
         command.args(["--mutant", mutant]);
     }
@@ -39,8 +39,14 @@ fn without_a_mutant_nothing_is_found() {
 /// Goal: each of these mistakes is found. Method: one run each.
 #[test]
 fn mutants_are_found() {
-    for mutant in ["no_dedup", "lost_write", "version_kept", "stale_reply_accepted", "retransmit_renumbered"]
-    {
+    for mutant in [
+        "no_dedup",
+        "lost_write",
+        "version_kept",
+        "stale_reply_accepted",
+        "retransmit_renumbered",
+        "coalesce_in_flight",
+    ] {
         let (code, violations, said) = checked(Some(mutant));
         println!("{mutant}: {violations} violations");
         assert_eq!(code, Some(1), "{mutant}: {said}");
