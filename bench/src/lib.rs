@@ -1,5 +1,5 @@
 //! What `linerate-bench` is made of: a measurement from beginning to end ([`run`], [`ceiling`], [`wire`], [`store`],
-//! [`cache`]) as it was asked for
+//! [`cache`], [`cluster`]) as it was asked for
 //! ([`options`]), what a client thread does ([`load`]: [`workload`], [`key`], [`value`]), whether the answers were those of
 //! a linearizable store ([`check`]), what is measured ([`latency`], [`core_to_core`]) and what is reported ([`output`],
 //! [`results`]).
@@ -13,6 +13,7 @@
 pub mod cache;
 pub mod ceiling;
 pub mod check;
+pub mod cluster;
 pub mod core_to_core;
 pub mod key;
 pub mod latency;

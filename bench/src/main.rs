@@ -14,6 +14,9 @@ use clap::Parser;
 use linerate_bench::{
     cache::{CacheOptions, CacheReport, cache, cache_table},
     ceiling::ceiling,
+    cluster::{
+        ClusterCommand, ClusterResult, ClusterRunOptions, cluster_run, cluster_table, exec, node, reap,
+    },
     options::{Command, DemoOptions, Options, RunOptions, StoreOptions, WireOptions},
     output::{Environment, Report, table},
     results,
@@ -57,6 +60,12 @@ fn execute(options: Options) -> anyhow::Result<Verdict> {
         Command::Wire(options) => show_wire(&options, &wire(&options, &stop)?),
         Command::Store(options) => show_store(&options, &stop),
         Command::Cache(options) => show_cache(&options, &cache(&options, &stop)?),
+        Command::Cluster(ClusterCommand::Run(options)) => {
+            show_cluster(&options, &cluster_run(&options, &stop)?)
+        }
+        Command::Cluster(ClusterCommand::Node(options)) => node(&options, &stop).map(|()| Verdict::Right),
+        Command::Cluster(ClusterCommand::Reap(options)) => reap(&options).map(|()| Verdict::Right),
+        Command::Cluster(ClusterCommand::Exec(options)) => exec(&options).map(|()| Verdict::Right),
     }
 }
 
@@ -145,6 +154,34 @@ fn show_cache(options: &CacheOptions, report: &CacheReport) -> anyhow::Result<Ve
         None => say(&cache_table(report))?,
     }
     keep(options.keep.as_deref(), report, &report.environment)?;
+    Ok(Verdict::Right)
+}
+
+/// Shows what there is of a run; it is an error when that is not all.
+fn show_cluster(options: &ClusterRunOptions, result: &ClusterResult) -> anyhow::Result<Verdict> {
+    match &options.json {
+        Some(target) => target.write(result)?,
+        None => say(&cluster_table(result))?,
+    }
+    for report in result.reports() {
+        if let Some(check) = report.check.as_ref().filter(|check| check.violations > 0) {
+            let first = check.first_violation.as_deref().and_then(|text| text.split(';').next());
+            eprintln!(
+                "linerate-bench: {} times the cluster was not linearizable, which is a bug; the first time: {}",
+                check.violations,
+                first.unwrap_or("unknown")
+            );
+            return Ok(Verdict::Violated);
+        }
+        let wrong = report.wrong_values.unwrap_or(0);
+        anyhow::ensure!(
+            wrong == 0,
+            "{wrong} values were never put at the key they were got from: this is a bug"
+        );
+        if let Some(failure) = &report.failure {
+            anyhow::bail!("{failure}; what there is of the result is kept in {}", report.folder);
+        }
+    }
     Ok(Verdict::Right)
 }
 

@@ -1,6 +1,7 @@
 //! What is typed on the command line, and what follows from it on this machine.
 
 use std::{
+    iter,
     net::{Ipv4Addr, SocketAddr},
     path::PathBuf,
     time::Duration,
@@ -8,7 +9,10 @@ use std::{
 
 use anyhow::Context;
 use bytesize::ByteSize;
-use clap::{Args, Parser, Subcommand, ValueEnum};
+use clap::{
+    Args, CommandFactory, Parser, Subcommand, ValueEnum,
+    error::{ContextKind, ContextValue},
+};
 use linerate_client::{Order, SessionConfig, contact_points};
 use linerate_dataplane::{
     FaultyConfig, UdpConfig,
@@ -21,6 +25,7 @@ use linerate_server::core_loop::Idle;
 use crate::{
     cache::CacheOptions,
     check::versions::TableShape,
+    cluster::ClusterCommand,
     output::{Config, JsonTarget},
     wire::{WirePort, rate::Rate},
     workload::{KeyDistribution, RECORDS_MAX, StreamLaw, Theta, ValueLen, Workload},
@@ -56,6 +61,9 @@ pub enum Command {
     Store(StoreOptions),
     /// What a store that evicts keeps, against LRU, S3-FIFO and W-TinyLFU in the same room
     Cache(CacheOptions),
+    /// Many servers and clients: on hosts that ssh reaches, in network namespaces, or on this machine's loopback
+    #[command(subcommand)]
+    Cluster(ClusterCommand),
 }
 
 /// The demo can be made shorter, and nothing else.
@@ -272,6 +280,27 @@ impl WireOptions {
     }
 }
 
+/// `linerate-bench run` by itself.
+#[derive(Parser)]
+struct RunCommand {
+    #[command(flatten)]
+    options: RunOptions,
+}
+
+/// What clap says of an option, as one sentence without the option's name.
+fn complaint(error: &clap::Error) -> String {
+    let text = error.to_string();
+    let first = text.lines().next().unwrap_or_default().trim_start_matches("error: ");
+    // The value is shown where it was typed.
+    let reason = first.rsplit_once(">': ").map_or(first, |(_, reason)| reason);
+    match error.get(ContextKind::ValidValue) {
+        Some(ContextValue::Strings(allowed)) if !allowed.is_empty() => {
+            format!("{reason}: give one of {}", allowed.join(", "))
+        }
+        _ => reason.to_owned(),
+    }
+}
+
 /// A law for keys.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub enum Distribution {
@@ -285,12 +314,29 @@ impl RunOptions {
     /// The options that `linerate-bench run` has when none is given.
     #[must_use]
     pub fn defaults() -> Self {
-        #[derive(Parser)]
-        struct Defaults {
-            #[command(flatten)]
-            options: RunOptions,
-        }
-        Defaults::parse_from(["defaults"]).options
+        RunCommand::parse_from(["run"]).options
+    }
+
+    /// Those of `linerate-bench run` with these arguments.
+    ///
+    /// # Errors
+    /// A sentence that names what is wrong.
+    pub fn of_arguments(arguments: &[String]) -> anyhow::Result<Self> {
+        let words = iter::once("run").chain(arguments.iter().map(String::as_str));
+        let parsed =
+            RunCommand::try_parse_from(words).map_err(|error| anyhow::anyhow!("{}", complaint(&error)));
+        Ok(parsed?.options)
+    }
+
+    /// The options by their long names, each with whether it has a value.
+    #[must_use]
+    pub fn names() -> Vec<(String, bool)> {
+        let command = RunCommand::command();
+        let named = command.get_arguments().filter_map(|argument| {
+            let takes_value = argument.get_action().takes_values();
+            Some((argument.get_long()?.to_owned(), takes_value))
+        });
+        named.filter(|(name, _)| name != "help").collect()
     }
 
     /// The addresses of running servers, or `None` for an embedded one.
@@ -474,7 +520,7 @@ impl Cpus {
     }
 }
 
-fn seconds(text: &str) -> Result<f64, String> {
+pub(crate) fn seconds(text: &str) -> Result<f64, String> {
     seconds_from(text, 0.05)
 }
 

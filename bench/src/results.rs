@@ -53,7 +53,8 @@ pub fn keep(
     Ok(folder)
 }
 
-fn new_folder(root: &Path, name: &str) -> io::Result<PathBuf> {
+/// Makes a folder of this name, or of one like it if there is one already.
+pub(crate) fn new_folder(root: &Path, name: &str) -> io::Result<PathBuf> {
     let failed = |path: &Path, error: io::Error| {
         io::Error::new(error.kind(), format!("cannot create the folder \"{}\": {error}", path.display()))
     };

@@ -31,7 +31,7 @@ use linerate_server::{
 
 use crate::{
     check::{
-        Checker, Watch,
+        Checker, Elsewhere, Watch,
         versions::{Snapshot, VersionTable},
     },
     core_to_core::core_to_core_ns,
@@ -56,6 +56,15 @@ const PROGRESS_INTERVAL: Duration = Duration::from_millis(100);
 /// # Errors
 /// A sentence that names what went wrong.
 pub fn run(options: &RunOptions, stop: &AtomicBool) -> anyhow::Result<Report> {
+    run_with(options, stop, None)
+}
+
+/// As [`run`], perhaps together with other processes.
+pub(crate) fn run_with(
+    options: &RunOptions,
+    stop: &AtomicBool,
+    together: Option<&mut Together<'_>>,
+) -> anyhow::Result<Report> {
     #[cfg(feature = "mutants")]
     if let Some(mutant) = options.mutant {
         eprintln!("linerate-bench: warning: makes the mistake `{}` on purpose", mutant.name());
@@ -67,11 +76,11 @@ pub fn run(options: &RunOptions, stop: &AtomicBool) -> anyhow::Result<Report> {
     }
     let udp = |addrs: &[SocketAddr]| UdpPort::connect(addrs, options.port(&options.session()));
     match transport {
-        Transport::Udp => run_datagrams(options, stop, Datagrams::Udp, udp, udp),
+        Transport::Udp => run_datagrams(options, stop, together, Datagrams::Udp, udp, udp),
         Transport::Packet => {
             anyhow::ensure!(options.target != "embedded", RINGS_NEED_TWO);
             let open = |addrs: &[SocketAddr]| PacketPort::connect(addrs, PacketConfig::default());
-            run_datagrams(options, stop, Datagrams::Packet, open, plain_udp)
+            run_datagrams(options, stop, together, Datagrams::Packet, open, plain_udp)
         }
         Transport::Xdp => {
             anyhow::ensure!(options.target != "embedded", RINGS_NEED_TWO);
@@ -84,7 +93,7 @@ pub fn run(options: &RunOptions, stop: &AtomicBool) -> anyhow::Result<Report> {
                 }
                 Ok(opened.as_mut().and_then(Vec::pop).expect("a port for each thread"))
             };
-            run_datagrams(options, stop, Datagrams::Xdp, open, plain_udp)
+            run_datagrams(options, stop, together, Datagrams::Xdp, open, plain_udp)
         }
         Transport::Tcp => {
             anyhow::ensure!(
@@ -96,7 +105,7 @@ pub fn run(options: &RunOptions, stop: &AtomicBool) -> anyhow::Result<Report> {
             let connect = |servers: &[SocketAddr], config, _| Session::connect_tcp(servers, config);
             let control = |servers: &[SocketAddr], config| Session::connect_tcp(servers, config);
             let ports = RunPorts { label: transport.name(), start, connect, control, shares_cpus: false };
-            run_over(options, stop, ports, draw(options)?, &mut || Ok(()))
+            run_over(options, stop, ports, draw(options)?, &mut || Ok(()), together)
         }
     }
 }
@@ -106,6 +115,7 @@ pub fn run(options: &RunOptions, stop: &AtomicBool) -> anyhow::Result<Report> {
 fn run_datagrams<P: Port, Q: Port>(
     options: &RunOptions,
     stop: &AtomicBool,
+    together: Option<&mut Together<'_>>,
     datagrams: Datagrams,
     open: impl Fn(&[SocketAddr]) -> io::Result<P> + Sync,
     open_control: impl Fn(&[SocketAddr]) -> io::Result<Q> + Sync,
@@ -124,13 +134,15 @@ fn run_datagrams<P: Port, Q: Port>(
             RunPorts { label, start, connect, control, shares_cpus },
             streams,
             probe,
+            together,
         );
     }
     let connect = |servers: &[SocketAddr], config, number| {
         let faults = options.faults(number).expect("there are some");
         Session::connect(servers, config, |addrs| FaultyPort::new(open(addrs)?, faults))
     };
-    run_over(options, stop, RunPorts { label, start, connect, control, shares_cpus }, streams, probe)
+    let ports = RunPorts { label, start, connect, control, shares_cpus };
+    run_over(options, stop, ports, streams, probe, together)
 }
 
 /// A socket beside rings. Nothing cuts its trains before they reach the rings of another process on this machine.
@@ -152,6 +164,35 @@ pub(crate) struct RunPorts<Start, Connect, Control> {
     pub(crate) shares_cpus: bool,
 }
 
+/// What a run does together with those of other processes.
+pub(crate) struct Together<'a> {
+    /// Grows as operations end, for whoever watches.
+    pub(crate) live: &'a AtomicU64,
+    /// What values name as the process that wrote them, or the first of several that share a check.
+    pub(crate) process: u16,
+    /// Whether this one stores the records.
+    pub(crate) stores: bool,
+    /// Whether threads must let others have their CPUs.
+    pub(crate) shares_cpus: bool,
+    /// Called when this one has stored the records; otherwise waits until they are.
+    pub(crate) stored: &'a mut dyn FnMut() -> anyhow::Result<()>,
+    /// Called when all sessions are there; waits until it is known when the load begins.
+    pub(crate) ready: &'a mut dyn FnMut() -> anyhow::Result<Instant>,
+    /// Called when nothing of this one is in flight any more, with its puts acknowledged and of unknown outcome; waits for
+    /// the others.
+    pub(crate) ended: &'a mut dyn FnMut(u64, u64) -> anyhow::Result<Elsewhere>,
+    /// The statistics of each server core at the beginning and at the end of what is counted.
+    pub(crate) statistics: Vec<CoreStatistics>,
+}
+
+/// What a server core said before and after.
+#[derive(Clone, Debug)]
+pub(crate) struct CoreStatistics {
+    pub(crate) addr: SocketAddr,
+    pub(crate) before: Box<[u64; STAT_COUNT]>,
+    pub(crate) after: Box<[u64; STAT_COUNT]>,
+}
+
 /// Measures once, with an operation stream for each client thread; `probe` is called at the beginning and at the end of
 /// what is counted.
 pub(crate) fn run_over<P: Port, Q: Port>(
@@ -164,6 +205,7 @@ pub(crate) fn run_over<P: Port, Q: Port>(
     >,
     mut streams: Vec<Stream>,
     probe: &mut dyn FnMut() -> anyhow::Result<()>,
+    mut together: Option<&mut Together<'_>>,
 ) -> anyhow::Result<Report> {
     let RunPorts { label, start, connect, control, shares_cpus } = ports;
     let environment = Environment::look(SystemTime::now());
@@ -178,19 +220,31 @@ pub(crate) fn run_over<P: Port, Q: Port>(
     let servers = remote.unwrap_or_else(|| server.iter().map(Server::addr).collect());
     let ask = || control(&servers, SessionConfig { window: 1, ..options.session() });
     let look = || snapshot(&mut ask()?);
-    let checker = if options.checks() { Some(start_check(options, &servers, &look)?) } else { None };
+    let stores = together.as_ref().is_none_or(|together| together.stores);
+    if let Some(together) = together.as_mut().filter(|_| !stores) {
+        (together.stored)()?;
+    }
+    let process = together.as_ref().map_or(0, |together| together.process);
+    let checker = if options.checks() { Some(start_check(options, &servers, process, &look)?) } else { None };
     let checker = checker.as_ref();
-    store_records(options, stop, cpus.clients[0], checker, || {
-        // Each record is stored once: whatever order the load has, none is needed here, and one would take long.
-        let config = SessionConfig { operations_max: u8::MAX, order: Order::None, ..options.session() };
-        control(&servers, config)
-    })?;
+    if stores {
+        store_records(options, stop, cpus.clients[0], checker, || {
+            // Each record is stored once: whatever order the load has, none is needed here, and one would take long.
+            let config = SessionConfig { operations_max: u8::MAX, order: Order::None, ..options.session() };
+            control(&servers, config)
+        })?;
+        if let Some(together) = &mut together {
+            (together.stored)()?;
+        }
+    }
     let rss_grown = process_rss_len().saturating_sub(rss_before);
 
     let mut control = ask()?;
     let server_cores = control.cores().count();
+    let alone = AtomicU64::new(0);
+    let shares_cpus = shares_cpus || together.as_ref().is_some_and(|together| together.shares_cpus);
     let shared = Shared {
-        live: AtomicU64::new(0),
+        live: together.as_ref().map_or(&alone, |together| together.live),
         stop,
         begin: Rendezvous::new(streams.len() + 1),
         end: Rendezvous::new(streams.len()),
@@ -212,24 +266,42 @@ pub(crate) fn run_over<P: Port, Q: Port>(
                 })
             })
             .collect();
-        shared.begin.arrive();
-        while !shared.begin.is_complete() {
+        while !shared.begin.lacks_only_one() {
             thread::sleep(RENDEZVOUS_INTERVAL);
         }
+        let agreed = together.as_mut().map_or_else(|| Ok(Instant::now()), |together| (together.ready)());
+        match &agreed {
+            Ok(at) => thread::sleep(at.saturating_duration_since(Instant::now())),
+            // The threads begin all the same, to end at once.
+            Err(_) => stop.store(true, Ordering::Relaxed),
+        }
+        shared.begin.arrive();
         let sampled = watch(options, &shared, label, &mut control, watch_check.as_mut(), probe);
         let reports: anyhow::Result<Vec<LoadReport>> = threads
             .into_iter()
             .map(|thread| thread.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic)))
             .collect();
+        agreed?;
         let reports = reports?;
         let (before, after) = sampled?;
         anyhow::Ok((reports, before, after))
     })?;
     check_stop(stop)?;
+    let (acknowledged, unknown) = checker.map_or((0, 0), Checker::writes);
+    let elsewhere = match &mut together {
+        Some(together) => (together.ended)(acknowledged, unknown)?,
+        None => Elsewhere::Nobody,
+    };
     let check = match (checker, watch_check) {
-        (Some(checker), Some(watch)) => Some(checker.finish(watch, look)?),
+        (Some(checker), Some(watch)) => Some(checker.finish(watch, elsewhere, look)?),
         _ => None,
     };
+    if let Some(together) = together {
+        let cores = control.cores().map(|(addr, _)| addr).zip(before.clone().into_iter().zip(after.clone()));
+        together.statistics =
+            cores.map(|(addr, (before, after))| CoreStatistics { addr, before, after }).collect();
+    }
+    let [before, after] = [before, after].map(|cores| sum(cores.into_iter().map(|values| *values)));
     drop(control);
     let embedded = server.is_some();
     let mode = server.as_ref().map(|server| server.mode().to_owned());
@@ -273,7 +345,7 @@ pub(crate) fn run_over<P: Port, Q: Port>(
 /// What client threads and the thread that watches them share.
 struct Shared<'a> {
     /// Operations ended so far.
-    live: AtomicU64,
+    live: &'a AtomicU64,
     stop: &'a AtomicBool,
     begin: Rendezvous,
     end: Rendezvous,
@@ -298,6 +370,10 @@ impl Rendezvous {
 
     fn is_complete(&self) -> bool {
         self.arrived.load(Ordering::Acquire) >= self.expected
+    }
+
+    fn lacks_only_one(&self) -> bool {
+        self.arrived.load(Ordering::Acquire) + 1 >= self.expected
     }
 
     /// Waits for the others, and goes on to look after the session's port meanwhile: datagrams for another thread may
@@ -351,7 +427,7 @@ fn client_thread<P: Port>(
         duration,
     };
     let result =
-        met.and_then(|()| run_load(&mut session, stream, &plan, shared.checker, &shared.live, shared.stop));
+        met.and_then(|()| run_load(&mut session, stream, &plan, shared.checker, shared.live, shared.stop));
     let met = shared.end.meet(&mut session);
     result.and_then(|report| met.map(|()| report)).context("a client thread lost its port")
 }
@@ -365,7 +441,7 @@ fn watch<P: Port>(
     control: &mut Session<P>,
     mut check: Option<&mut Watch<'_>>,
     probe: &mut dyn FnMut() -> anyhow::Result<()>,
-) -> anyhow::Result<([u64; STAT_COUNT], [u64; STAT_COUNT])> {
+) -> anyhow::Result<(EachCore, EachCore)> {
     let (warmup, duration) = options.times();
     let begun = Instant::now();
     let bar = progress_bar((warmup + duration).as_millis() as u64, "measuring");
@@ -373,7 +449,7 @@ fn watch<P: Port>(
     let mut last = (Instant::now(), 0);
     while begun.elapsed() < warmup + duration && !shared.stop.load(Ordering::Relaxed) {
         if before.is_none() && begun.elapsed() >= warmup {
-            before = Some(statistics(control)?);
+            before = Some(each_core(control)?);
             probe()?;
         }
         let until = if before.is_none() { warmup } else { warmup + duration };
@@ -389,22 +465,25 @@ fn watch<P: Port>(
     }
     bar.finish_and_clear();
     probe()?;
-    let after = statistics(control)?;
-    Ok((before.unwrap_or(after), after))
+    let after = each_core(control)?;
+    Ok((before.unwrap_or_else(|| after.clone()), after))
 }
 
 /// Begins the check, alone or with other processes.
 fn start_check(
     options: &RunOptions,
     servers: &[SocketAddr],
+    process: u16,
     look: &impl Fn() -> anyhow::Result<Snapshot>,
 ) -> anyhow::Result<Checker> {
     let shape = options.table_shape(servers);
     let table = match &options.check_shared {
         Some(path) => VersionTable::shared(path, shape, look)?,
+        // Whoever has a number of its own is not to be taken for another by chance.
+        None if process > 0 => VersionTable::private(shape, 0, &look()?)?,
         None => VersionTable::private(shape, rand::random(), &look()?)?,
     };
-    Ok(Checker::new(table, options.threads.into(), options.value_len))
+    Ok(Checker::new(table, options.threads.into(), options.value_len).counting_from(process))
 }
 
 /// What a fresh session is told by the servers about their data.
@@ -416,9 +495,15 @@ fn snapshot<P: Port>(control: &mut Session<P>) -> anyhow::Result<Snapshot> {
 
 /// The statistics of all cores together.
 fn statistics<P: Port>(control: &mut Session<P>) -> anyhow::Result<[u64; STAT_COUNT]> {
-    let answers = control.statistics(&mut |_| {})?;
-    let answers: Option<Vec<_>> = answers.into_iter().map(|answer| answer.map(|values| *values)).collect();
-    Ok(sum(answers.context("a server core did not answer the question for its statistics")?))
+    Ok(sum(each_core(control)?.into_iter().map(|values| *values)))
+}
+
+/// The statistics of each core, in the session's order.
+type EachCore = Vec<Box<[u64; STAT_COUNT]>>;
+
+fn each_core<P: Port>(control: &mut Session<P>) -> anyhow::Result<EachCore> {
+    let answers: Option<EachCore> = control.statistics(&mut |_| {})?.into_iter().collect();
+    answers.context("a server core did not answer the question for its statistics")
 }
 
 fn start_server(

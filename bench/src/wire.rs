@@ -266,17 +266,22 @@ impl Cable {
 
     /// Lets the server's frames through at a rate that is that of a cable.
     fn shape(&self, rate: Rate) -> io::Result<()> {
-        let rate = format!("{}bit", rate.without_gaps(MTU).bits_per_sec());
-        let (burst, limit) = (BUCKET_LEN.to_string(), BUCKET_QUEUE_LEN.to_string());
-        let bucket = ["tbf", "rate", &rate, "burst", &burst, "limit", &limit];
-        let place = ["qdisc", "add", "dev", &self.server.interface, "root"];
-        self.server.namespace.command("tc", &[&place[..], &bucket].concat()).map(drop)
+        shape(&self.server, rate, MTU)
     }
 
     fn counters(&self) -> io::Result<[InterfaceCounters; 2]> {
         let of = |end: &End| end.namespace.run(|| InterfaceCounters::of(&end.interface));
         Ok([of(&self.server)?, of(&self.client)?])
     }
+}
+
+/// Lets what leaves by an interface through at a rate that is that of a cable.
+pub(crate) fn shape(end: &End, rate: Rate, mtu: u16) -> io::Result<()> {
+    let rate = format!("{}bit", rate.without_gaps(mtu).bits_per_sec());
+    let (burst, limit) = (BUCKET_LEN.to_string(), BUCKET_QUEUE_LEN.to_string());
+    let bucket = ["tbf", "rate", &rate, "burst", &burst, "limit", &limit];
+    let place = ["qdisc", "add", "dev", &end.interface, "root"];
+    end.namespace.command("tc", &[&place[..], &bucket].concat()).map(drop)
 }
 
 /// What the kernel had counted at one moment.
@@ -385,6 +390,7 @@ impl Bench<'_> {
                     RunPorts { label, start, connect, control, shares_cpus },
                     streams,
                     probe,
+                    None,
                 )
             }
             WirePort::Tcp => {
@@ -396,6 +402,7 @@ impl Bench<'_> {
                     RunPorts { label, start, connect, control, shares_cpus },
                     streams,
                     probe,
+                    None,
                 )
             }
             WirePort::Packet => self.run_rings(options, streams, probe, |servers| {
@@ -429,7 +436,7 @@ impl Bench<'_> {
             control: |servers: &[SocketAddr], config| Session::connect(servers, config, plain_udp),
             shares_cpus: self.cable.has_receivers(),
         };
-        run_over(options, self.stop, ports, streams, probe)
+        run_over(options, self.stop, ports, streams, probe, None)
     }
 
     /// Starts the server at the other end of the cable.

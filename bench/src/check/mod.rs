@@ -26,7 +26,7 @@ use std::{
 };
 
 use linerate_client::{Ended, Outcome};
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 use crate::{
     check::{
@@ -128,6 +128,25 @@ pub struct Checker {
     ops_checked: AtomicU64,
     acknowledged: AtomicU64,
     unknown: AtomicU64,
+    /// Added to the table's number of this process.
+    process_first: u16,
+}
+
+/// Who else writes while a check runs, without sharing its versions: clients of other machines.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Elsewhere {
+    /// Nobody.
+    Nobody,
+    /// Some, and this is what they have put; their records were stored after this check began.
+    Counted {
+        /// Puts acknowledged.
+        acknowledged: u64,
+        /// Puts whose outcome is unknown.
+        unknown: u64,
+    },
+    /// Some, and one of them does the audit.
+    Audits,
 }
 
 impl Checker {
@@ -145,13 +164,26 @@ impl Checker {
             ops_checked: AtomicU64::new(0),
             acknowledged: AtomicU64::new(0),
             unknown: AtomicU64::new(0),
+            process_first: 0,
         }
+    }
+
+    /// The same for a process with a number of its own: those that do not share a table may not write in the same name.
+    #[must_use]
+    pub fn counting_from(self, process: u16) -> Self {
+        Self { process_first: process, ..self }
     }
 
     /// What values name as the process that wrote them.
     #[must_use]
     pub const fn process(&self) -> u16 {
-        (self.table.process() % (1 << 13)) as u16
+        (self.table.process().wrapping_add(self.process_first as u64) % (1 << 13)) as u16
+    }
+
+    /// Puts of this process that were acknowledged, and those of unknown outcome.
+    #[must_use]
+    pub fn writes(&self) -> (u64, u64) {
+        (self.acknowledged.load(Relaxed), self.unknown.load(Relaxed))
     }
 
     /// An answer to the preload. It puts each record once, so that only its own writes are known to have gone before:
@@ -185,19 +217,30 @@ impl Checker {
         self.first_violation.lock().unwrap_or_else(PoisonError::into_inner).get_or_insert_with(text);
     }
 
-    /// Ends the check of this process when all its threads have ended. `snapshot` asks the servers; it is called when no
-    /// other process has anything in flight any more.
+    /// Ends the check of this process when all its threads have ended, and those `elsewhere`. `snapshot` asks the servers;
+    /// it is called when no other process has anything in flight any more.
     ///
     /// # Errors
     /// When the servers could not be asked, or the other processes.
     pub fn finish(
         &self,
         watch: Watch<'_>,
+        elsewhere: Elsewhere,
         snapshot: impl FnOnce() -> anyhow::Result<Snapshot>,
     ) -> anyhow::Result<CheckReport> {
         let (sampled_ops, windows) = watch.finish();
-        let totals = self.table.leave(self.acknowledged.load(Relaxed), self.unknown.load(Relaxed))?;
-        let audit = match totals {
+        let (mut acknowledged, mut unknown) = self.writes();
+        if let Elsewhere::Counted { acknowledged: theirs, unknown: perhaps } = elsewhere {
+            acknowledged += theirs;
+            unknown += perhaps;
+        }
+        let audit = match self.table.leave(acknowledged, unknown)? {
+            Some(_) if elsewhere == Elsewhere::Audits => Audit {
+                acknowledged,
+                unknown,
+                impossible: Some("a client of another machine does it".to_owned()),
+                ..Audit::default()
+            },
             None => Audit {
                 impossible: Some("the last process that shares the versions does it".to_owned()),
                 ..Audit::default()
@@ -609,12 +652,38 @@ mod tests {
             end(&mut check, get, Outcome::OutcomeUnknown, 0);
             drop(check);
             let snapshot = Snapshot { version: grown, data_epochs: vec![data_epoch] };
-            let report = checker.finish(Watch::new(&checker), || Ok(snapshot)).unwrap();
+            let report = checker.finish(Watch::new(&checker), Elsewhere::Nobody, || Ok(snapshot)).unwrap();
             assert_eq!((report.violations == 0, report.ops_checked), (good, 1), "{grown}: {report:?}");
             assert_eq!(report.audit.impossible.is_some(), data_epoch != EPOCH);
             assert_eq!((report.audit.acknowledged, report.audit.unknown), (1, 1));
             let text = report.first_violation.unwrap_or_default();
             assert!(good || text.contains(&format!("{grown} writes took effect, but 1 were")), "{text}");
+        }
+    }
+
+    /// Goal: writes of other machines are part of the audit where they are known, and where another client does it there is
+    /// none. Method: one put here and two elsewhere, with versions that have grown by one less to one more.
+    #[test]
+    fn writes_elsewhere_are_counted_too() {
+        for (elsewhere, grown, good) in [
+            (Elsewhere::Counted { acknowledged: 2, unknown: 0 }, 2, false),
+            (Elsewhere::Counted { acknowledged: 2, unknown: 0 }, 3, true),
+            (Elsewhere::Counted { acknowledged: 2, unknown: 0 }, 4, false),
+            (Elsewhere::Counted { acknowledged: 2, unknown: 1 }, 4, true),
+            (Elsewhere::Audits, 17, true),
+        ] {
+            let alone = checker(16).process();
+            let checker = checker(16).counting_from(7);
+            assert_eq!(checker.process(), alone + 7);
+            let mut check = ThreadCheck::new(&checker, 0, 4);
+            let put = push(&mut check, 0, 7, Some(1));
+            end(&mut check, put, Outcome::Done, 1);
+            drop(check);
+            assert_eq!(checker.writes(), (1, 0));
+            let snapshot = Snapshot { version: grown, data_epochs: vec![EPOCH] };
+            let report = checker.finish(Watch::new(&checker), elsewhere, || Ok(snapshot)).unwrap();
+            assert_eq!(report.violations == 0, good, "{elsewhere:?} {grown}: {report:?}");
+            assert_eq!(report.audit.impossible.is_some(), elsewhere == Elsewhere::Audits);
         }
     }
 
@@ -644,7 +713,7 @@ mod tests {
         }
         drop((check, other));
         let start = Snapshot { version: 2, data_epochs: vec![EPOCH] };
-        let report = checker.finish(watch, || Ok(start)).unwrap();
+        let report = checker.finish(watch, Elsewhere::Nobody, || Ok(start)).unwrap();
         assert_eq!((report.violations, report.sampled_ops, report.windows), (1, 3, 1), "{report:?}");
         let text = report.first_violation.unwrap();
         assert!(text.contains("was current both before and after"), "{text}");
@@ -661,7 +730,7 @@ mod tests {
         assert_eq!(check.before_push(0).1, LaneNumber::NONE);
         drop(check);
         let start = Snapshot { version: 0, data_epochs: vec![EPOCH] };
-        let report = checker.finish(watch, || Ok(start)).unwrap();
+        let report = checker.finish(watch, Elsewhere::Nobody, || Ok(start)).unwrap();
         assert!(report.not_sampled.is_some_and(|reason| reason.contains("16 bytes")));
     }
 

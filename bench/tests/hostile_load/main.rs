@@ -13,7 +13,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use linerate_bench::check::{Watch, versions::Snapshot};
+use linerate_bench::check::{Elsewhere, Watch, versions::Snapshot};
 use linerate_dataplane::pin::allowed_cores;
 use linerate_proto::{
     DropReason,
@@ -117,7 +117,7 @@ fn hostile_datagrams_do_no_more_than_move_counters() {
     let snapshot = snapshot(attack.control());
     // Wrong versions are for the audit to find.
     let own = Snapshot { version: snapshot.version.wrapping_sub(writes), ..snapshot };
-    let check = checker.finish(watch, || Ok(own)).unwrap();
+    let check = checker.finish(watch, Elsewhere::Nobody, || Ok(own)).unwrap();
     println!("{check:?}, {writes} writes of the attackers");
     assert_eq!(check.violations, 0, "{:?}", check.first_violation);
     assert!(

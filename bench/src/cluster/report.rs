@@ -1,0 +1,506 @@
+//! What a run of many nodes reports: JSON that scripts rely on, and a table for people.
+
+use comfy_table::Cell;
+use linerate_proto::{
+    cluster::ClusterSpec,
+    placement::{Owner, PARTITIONS},
+};
+use serde::{Deserialize, Serialize};
+use serde_json::Value;
+
+use super::{
+    message::{Sample, ServerStatistics},
+    spec::{Launcher, Role, Spec},
+};
+use crate::output::{Environment, number, plain_table, shown};
+
+/// What was measured: one run, or a series of them.
+#[derive(Clone, Debug, Serialize)]
+#[serde(untagged)]
+pub enum ClusterResult {
+    /// One run.
+    One(Box<ClusterReport>),
+    /// Several, one after the other.
+    Series {
+        /// The name of the preset.
+        series: String,
+        /// Whether a run is missing or partial.
+        partial: bool,
+        /// What each has shown.
+        points: Vec<SeriesPoint>,
+    },
+}
+
+impl ClusterResult {
+    /// All runs.
+    pub fn reports(&self) -> impl Iterator<Item = &ClusterReport> {
+        let (one, points) = match self {
+            Self::One(report) => (Some(&**report), &[][..]),
+            Self::Series { points, .. } => (None, &points[..]),
+        };
+        one.into_iter().chain(points.iter().map(|point| &point.report))
+    }
+}
+
+/// One run of a series.
+#[derive(Clone, Debug, Serialize)]
+pub struct SeriesPoint {
+    /// What is different about it.
+    pub label: String,
+    /// What it has shown.
+    #[serde(flatten)]
+    pub report: ClusterReport,
+}
+
+/// One run of many nodes. The names are a contract: fields may be added, but none is renamed or given another unit.
+#[derive(Clone, Debug, Serialize)]
+pub struct ClusterReport {
+    /// Always `cluster`.
+    pub kind: &'static str,
+    /// Of the spec.
+    pub name: String,
+    /// `ssh`, `netns` or `local`.
+    pub launcher: &'static str,
+    /// Whether it did not come to its end, so that figures are missing or of fewer seconds.
+    pub partial: bool,
+    /// Why not.
+    pub failure: Option<String>,
+    /// Operations answered to all clients: the median over the seconds measured.
+    pub total_ops_per_sec: f64,
+    /// The mean over the time measured.
+    pub total_ops_per_sec_mean: f64,
+    /// Operations that came to a node or core that does not own their key, in the measured time.
+    pub misrouted: u64,
+    /// How far the share of any node or core of the partitions is from a fair one at most, in per cent of that.
+    pub partition_balance_pct: f64,
+    /// What counts as line rate, in bits per second.
+    pub line_rate_bits_per_sec: u64,
+    /// The largest share of line rate of any node; `None` on loopback, which is no line.
+    pub line_rate_share_max: Option<f64>,
+    /// Operations that ended as "not executed".
+    pub errors: u64,
+    /// Operations of which nobody knows whether they were executed.
+    pub outcome_unknown: u64,
+    /// Requests sent again.
+    pub retransmits: u64,
+    /// Values that no put can have written; `None` when they were not checked.
+    pub wrong_values: Option<u64>,
+    /// What the check of every operation says; `None` when there was none.
+    pub check: Option<CheckTotals>,
+    /// Operations answered to all clients in each second.
+    pub ops_per_sec: Vec<f64>,
+    /// What each node has shown.
+    pub nodes: Vec<NodeReport>,
+    /// Where everything is kept.
+    pub folder: String,
+    /// What was asked for.
+    pub(crate) spec: Spec,
+    /// Where the coordinator ran.
+    pub environment: Environment,
+}
+
+/// The checks of all clients together.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct CheckTotals {
+    /// Operations whose version was checked, warm-up included.
+    pub ops_checked: u64,
+    /// Operations that the zone check has judged.
+    pub sampled_ops: u64,
+    /// What went wrong, of all kinds.
+    pub violations: u64,
+    /// The first of them in words.
+    pub first_violation: Option<String>,
+    /// Windows of sampled operations that were judged.
+    pub windows: u64,
+    /// Data epochs of the servers that were seen.
+    pub data_epochs: u64,
+    /// Version tables: one per machine with clients, since memory is what shares them.
+    pub tables: usize,
+    /// The audit of all writes.
+    pub audit: AuditTotals,
+}
+
+/// Whether the writes of all clients add up.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct AuditTotals {
+    /// Puts acknowledged to all clients.
+    pub acknowledged: u64,
+    /// Puts whose outcome nobody knows.
+    pub unknown: u64,
+    /// Writes that the servers say took effect.
+    pub grown: u64,
+    /// Why the three could not be compared, if they could not.
+    pub impossible: Option<String>,
+}
+
+/// What one node has shown: medians over the seconds measured, and sums of what was lost.
+#[derive(Clone, Debug, Serialize)]
+pub struct NodeReport {
+    /// Its name in this run.
+    pub name: String,
+    /// `server` or `client`.
+    pub role: &'static str,
+    /// The name of the host itself.
+    pub host: Option<String>,
+    /// Where its data goes in and out.
+    pub addr: Option<String>,
+    /// Operations per second that a client saw answered; of a server what it has executed in the measured time, per second.
+    pub median_ops_per_sec: f64,
+    /// CPU time of its processes in per cent of one core.
+    pub cpu_pct: f64,
+    /// CPU time of its whole machine in per cent of one core.
+    pub host_cpu_pct: f64,
+    /// Resident memory of its processes.
+    pub rss_bytes: u64,
+    /// What its frames took on a cable, with preamble, checksum and gap. `None` on loopback, which all nodes share.
+    pub tx_gbit: Option<f64>,
+    /// The same for what it received.
+    pub rx_gbit: Option<f64>,
+    /// The share of line rate of the fuller direction.
+    pub line_rate_share: Option<f64>,
+    /// Frames sent per second.
+    pub tx_frames_per_sec: Option<f64>,
+    /// Frames received per second.
+    pub rx_frames_per_sec: Option<f64>,
+    /// Mean length of the frames sent, without what Ethernet puts around them.
+    pub tx_frame_bytes: f64,
+    /// Frames that its interface dropped.
+    pub nic_drops: u64,
+    /// Datagrams that found a full receive buffer.
+    pub udp_rcvbuf_errors: u64,
+    /// Packets that found a full queue of a CPU, on its whole machine.
+    pub softnet_drops: u64,
+    /// Seconds that these figures are of.
+    pub seconds: usize,
+    /// By how much its clock is ahead of the coordinator's, in ms.
+    pub clock_offset_ms: f64,
+    /// Release of its kernel.
+    pub kernel: Option<String>,
+    /// Latencies of a client.
+    pub latency_us: Option<Value>,
+    /// What `setup/tune-nic.sh status --json` says there.
+    pub tune: Option<Value>,
+}
+
+/// The part of a client's report that is added up.
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(default)]
+pub(crate) struct ClientFigures {
+    errors: u64,
+    outcome_unknown: u64,
+    retransmits: u64,
+    wrong_values: Option<u64>,
+    check: Option<CheckTotals>,
+}
+
+/// Everything known of one node when it is reported.
+pub(crate) struct NodeFacts<'a> {
+    pub(crate) name: &'a str,
+    pub(crate) role: Role,
+    pub(crate) host: Option<String>,
+    pub(crate) kernel: Option<String>,
+    pub(crate) addr: Option<String>,
+    pub(crate) clock_offset_ms: f64,
+    pub(crate) samples: &'a [Sample],
+    pub(crate) report: Option<&'a Value>,
+    pub(crate) tune: Option<Value>,
+}
+
+/// Everything known of a run when it is reported.
+pub(crate) struct RunFacts<'a> {
+    pub(crate) spec: &'a Spec,
+    pub(crate) map: Option<&'a ClusterSpec>,
+    pub(crate) nodes: Vec<NodeFacts<'a>>,
+    /// What the first client was told by the servers.
+    pub(crate) servers: &'a [ServerStatistics],
+    pub(crate) failure: Option<String>,
+    pub(crate) folder: String,
+    pub(crate) environment: Environment,
+}
+
+impl ClusterReport {
+    /// Puts together what the nodes have told, as far as they have.
+    pub(crate) fn of(facts: RunFacts<'_>) -> Self {
+        let RunFacts { spec, map, nodes, servers, failure, folder, environment } = facts;
+        let reports: Vec<_> = nodes.iter().map(|node| node_report(node, spec, servers)).collect();
+        let clients: Vec<_> = nodes.iter().filter(|node| node.role == Role::Client).collect();
+        let figures: Vec<ClientFigures> =
+            clients.iter().filter_map(|client| serde_json::from_value(client.report?.clone()).ok()).collect();
+        let sum = |count: fn(&ClientFigures) -> u64| figures.iter().map(count).sum();
+        let ops_per_sec = seconds_of_all(&clients.iter().map(|client| client.samples).collect::<Vec<_>>());
+        Self {
+            kind: "cluster",
+            name: spec.name.clone(),
+            launcher: spec.launcher.name(),
+            partial: failure.is_some(),
+            failure,
+            total_ops_per_sec: median(ops_per_sec.iter().copied()),
+            total_ops_per_sec_mean: clients.iter().map(|client| mean_rate(client.samples)).sum(),
+            misrouted: servers.iter().map(|core| grown(core, "wrong_core") + grown(core, "moved")).sum(),
+            partition_balance_pct: map.map_or(0.0, balance_pct),
+            line_rate_bits_per_sec: spec.network.line_rate.bits_per_sec(),
+            line_rate_share_max: reports.iter().filter_map(|node| node.line_rate_share).reduce(f64::max),
+            errors: sum(|client| client.errors),
+            outcome_unknown: sum(|client| client.outcome_unknown),
+            retransmits: sum(|client| client.retransmits),
+            wrong_values: figures
+                .iter()
+                .filter_map(|client| client.wrong_values)
+                .reduce(|sum, next| sum + next),
+            check: check_totals(&figures, if spec.launcher.is_here() { 1 } else { figures.len() }),
+            ops_per_sec,
+            nodes: reports,
+            folder,
+            spec: spec.clone(),
+            environment,
+        }
+    }
+}
+
+fn node_report(node: &NodeFacts<'_>, spec: &Spec, servers: &[ServerStatistics]) -> NodeReport {
+    let samples = node.samples;
+    let of = |value: fn(&Sample) -> f64| median(samples.iter().map(value));
+    let sum = |value: fn(&Sample) -> u64| samples.iter().map(value).sum::<u64>();
+    let of_line = |value: fn(&Sample) -> f64| (spec.launcher != Launcher::Local).then(|| of(value));
+    let (tx_gbit, rx_gbit) = (of_line(|sample| sample.tx_gbit), of_line(|sample| sample.rx_gbit));
+    NodeReport {
+        name: node.name.to_owned(),
+        role: node.role.name(),
+        host: node.host.clone(),
+        addr: node.addr.clone(),
+        median_ops_per_sec: match node.role {
+            Role::Client => of(|sample| sample.ops as f64 / sample.seconds),
+            Role::Server => executed_per_sec(node.addr.as_deref(), spec.servers.cores, servers),
+        },
+        cpu_pct: of(|sample| sample.cpu_pct),
+        host_cpu_pct: of(|sample| sample.host_cpu_pct),
+        rss_bytes: of(|sample| sample.rss_bytes as f64) as u64,
+        tx_gbit,
+        rx_gbit,
+        line_rate_share: tx_gbit
+            .into_iter()
+            .chain(rx_gbit)
+            .reduce(f64::max)
+            .map(|gbit| spec.network.line_rate.share(gbit)),
+        tx_frames_per_sec: of_line(|sample| sample.tx_frames as f64 / sample.seconds),
+        rx_frames_per_sec: of_line(|sample| sample.rx_frames as f64 / sample.seconds),
+        tx_frame_bytes: sum(|sample| sample.tx_bytes) as f64 / sum(|sample| sample.tx_frames).max(1) as f64,
+        nic_drops: sum(|sample| sample.nic_drops),
+        udp_rcvbuf_errors: sum(|sample| sample.udp_rcvbuf_errors),
+        softnet_drops: sum(|sample| sample.softnet_drops),
+        seconds: samples.len(),
+        clock_offset_ms: node.clock_offset_ms,
+        kernel: node.kernel.clone(),
+        latency_us: node.report.map(|report| report["latency_us"].clone()),
+        tune: node.tune.clone(),
+    }
+}
+
+/// By how much a statistic has grown.
+fn grown(core: &ServerStatistics, name: &str) -> u64 {
+    let of = |values: &std::collections::BTreeMap<String, u64>| values.get(name).copied().unwrap_or(0);
+    of(&core.after).saturating_sub(of(&core.before))
+}
+
+/// Operations per second that the cores from `addr` on have executed.
+fn executed_per_sec(addr: Option<&str>, cores: u8, servers: &[ServerStatistics]) -> f64 {
+    let Some(Ok(first)) = addr.map(str::parse::<std::net::SocketAddr>) else { return 0.0 };
+    let is_its = |core: &&ServerStatistics| {
+        core.addr.parse::<std::net::SocketAddr>().is_ok_and(|addr| {
+            let ports = u32::from(first.port())..u32::from(first.port()) + u32::from(cores);
+            addr.ip() == first.ip() && ports.contains(&addr.port().into())
+        })
+    };
+    let rate = |core: &ServerStatistics| {
+        let count: u64 = ["gets", "puts", "deletes", "adds"].iter().map(|name| grown(core, name)).sum();
+        count as f64 / grown(core, "uptime_ns").max(1) as f64 * 1e9
+    };
+    servers.iter().filter(is_its).map(rate).sum()
+}
+
+/// The middle of the values, or the mean of the two in the middle; 0 of none.
+pub(crate) fn median(values: impl IntoIterator<Item = f64>) -> f64 {
+    let mut values: Vec<_> = values.into_iter().collect();
+    values.sort_by(f64::total_cmp);
+    match values.len() {
+        0 => 0.0,
+        count if count % 2 == 1 => values[count / 2],
+        count => (values[count / 2 - 1] + values[count / 2]) / 2.0,
+    }
+}
+
+/// Operations per second of all together, for each second that all have told of.
+fn seconds_of_all(clients: &[&[Sample]]) -> Vec<f64> {
+    let count = clients.iter().map(|samples| samples.len()).min().unwrap_or(0);
+    let rate =
+        |index: usize| clients.iter().map(|samples| samples[index].ops as f64 / samples[index].seconds).sum();
+    (0..count).map(rate).collect()
+}
+
+fn mean_rate(samples: &[Sample]) -> f64 {
+    let seconds: f64 = samples.iter().map(|sample| sample.seconds).sum();
+    samples.iter().map(|sample| sample.ops as f64).sum::<f64>() / seconds.max(1e-9)
+}
+
+/// How far the partitions of any node or core are from a fair share at most, in per cent of that.
+pub(crate) fn balance_pct(cluster: &ClusterSpec) -> f64 {
+    let map = cluster.map();
+    let members = cluster.members();
+    let cores: usize = members.iter().map(|member| usize::from(member.cores)).sum();
+    let fair = PARTITIONS as f64 / cores.max(1) as f64;
+    let off = |count: usize, fair: f64| (count as f64 / fair - 1.0).abs() * 100.0;
+    let of_node = |(node, member): (u16, &linerate_proto::cluster::Member)| {
+        let whole = map.share(|owner| owner.node == node).len();
+        let each =
+            (0..member.cores).map(|core| off(map.share(|owner| owner == Owner { node, core }).len(), fair));
+        each.fold(off(whole, fair * f64::from(member.cores)), f64::max)
+    };
+    (0..).zip(members).map(of_node).fold(0.0, f64::max)
+}
+
+fn check_totals(clients: &[ClientFigures], tables: usize) -> Option<CheckTotals> {
+    let checks: Vec<_> = clients.iter().filter_map(|client| client.check.as_ref()).collect();
+    let first = checks.first()?;
+    let sum = |count: fn(&CheckTotals) -> u64| checks.iter().map(|check| count(check)).sum();
+    // One of them has done the audit for all.
+    let audit = checks.iter().map(|check| &check.audit).find(|audit| audit.impossible.is_none());
+    Some(CheckTotals {
+        ops_checked: sum(|check| check.ops_checked),
+        sampled_ops: sum(|check| check.sampled_ops),
+        violations: sum(|check| check.violations),
+        first_violation: checks.iter().find_map(|check| check.first_violation.clone()),
+        windows: sum(|check| check.windows),
+        data_epochs: checks.iter().map(|check| check.data_epochs).max().unwrap_or(0),
+        tables,
+        audit: audit.unwrap_or(&first.audit).clone(),
+    })
+}
+
+/// Everything for people: the share of line rate first. Ends without a line feed.
+#[must_use]
+pub fn cluster_table(result: &ClusterResult) -> String {
+    match result {
+        ClusterResult::One(report) => one_table(report),
+        ClusterResult::Series { series, points, .. } => series_table(series, points),
+    }
+}
+
+fn one_table(report: &ClusterReport) -> String {
+    let mut table = plain_table();
+    let names =
+        ["node", "of line rate %", "Mop/s", "CPU %", "memory MiB", "out Gbit/s", "in Gbit/s", "drops"];
+    table
+        .set_header(names.map(|name| if name == "node" { Cell::new(name) } else { number(name.to_owned()) }));
+    let mut row = |name: &str, values: [(Option<f64>, usize); 7]| {
+        let values = values.map(|(value, decimals)| number(shown(value, decimals)));
+        table.add_row([Cell::new(name)].into_iter().chain(values));
+    };
+    for node in &report.nodes {
+        let drops = node.nic_drops + node.udp_rcvbuf_errors;
+        row(
+            &node.name,
+            [
+                (node.line_rate_share.map(|share| share * 100.0), 1),
+                (Some(node.median_ops_per_sec / 1e6), 3),
+                (Some(node.cpu_pct), 0),
+                (Some(node.rss_bytes as f64 / 1_048_576.0), 0),
+                (node.tx_gbit, 2),
+                (node.rx_gbit, 2),
+                (Some(drops as f64), 0),
+            ],
+        );
+    }
+    for role in [Role::Server, Role::Client] {
+        let nodes = || report.nodes.iter().filter(|node| node.role == role.name());
+        let sum = |value: fn(&NodeReport) -> Option<f64>| {
+            nodes().map(value).reduce(|sum, next| sum.zip(next).map(|(sum, next)| sum + next)).flatten()
+        };
+        let count = nodes().count().max(1) as f64;
+        row(
+            &format!("all {}s", role.name()),
+            [
+                (sum(|node| node.line_rate_share).map(|share| share / count * 100.0), 1),
+                (sum(|node| Some(node.median_ops_per_sec / 1e6)), 3),
+                (sum(|node| Some(node.cpu_pct)), 0),
+                (sum(|node| Some(node.rss_bytes as f64 / 1_048_576.0)), 0),
+                (sum(|node| node.tx_gbit), 2),
+                (sum(|node| node.rx_gbit), 2),
+                (sum(|node| Some((node.nic_drops + node.udp_rcvbuf_errors) as f64)), 0),
+            ],
+        );
+    }
+    let headline = match report.line_rate_share_max {
+        Some(share) => {
+            format!(
+                "{:.1} % of line rate ({}) at the fullest node",
+                share * 100.0,
+                report.spec.network.line_rate
+            )
+        }
+        None => "over loopback, which is no line".to_owned(),
+    };
+    let mut text = format!(
+        "{} by {}: {headline}\n{}\n\ntotal {:.3} Mop/s (median of {} s; mean {:.3}), {} misrouted, partitions within \
+         {:.2} %",
+        report.name,
+        report.launcher,
+        table.trim_fmt(),
+        report.total_ops_per_sec / 1e6,
+        report.ops_per_sec.len(),
+        report.total_ops_per_sec_mean / 1e6,
+        report.misrouted,
+        report.partition_balance_pct,
+    );
+    if let Some(check) = &report.check {
+        text += &format!(
+            "\nchecked {} operations: {} violations",
+            shown(Some(check.ops_checked as f64), 0),
+            check.violations
+        );
+    }
+    if report.partial {
+        text += "\npartial: the run did not come to its end";
+    }
+    text + &format!("\nkept in {}", report.folder)
+}
+
+fn series_table(series: &str, points: &[SeriesPoint]) -> String {
+    let mut table = plain_table();
+    let names = [
+        series,
+        "Mop/s",
+        "to the first",
+        "of line rate %",
+        "server CPU %",
+        "client CPU %",
+        "p99 µs",
+        "misrouted",
+    ];
+    table.set_header(names.iter().enumerate().map(|(index, name)| match index {
+        0 => Cell::new(name),
+        _ => number((*name).to_owned()),
+    }));
+    let first = points.first().map_or(0.0, |point| point.report.total_ops_per_sec);
+    for SeriesPoint { label, report } in points {
+        let cpu = |role: Role| {
+            let nodes = report.nodes.iter().filter(|node| node.role == role.name());
+            nodes.map(|node| node.cpu_pct).sum::<f64>()
+        };
+        let latencies = report.nodes.iter().filter_map(|node| node.latency_us.as_ref()?["p99"].as_f64());
+        let values = [
+            (Some(report.total_ops_per_sec / 1e6), 3),
+            ((first > 0.0).then(|| report.total_ops_per_sec / first), 2),
+            (report.line_rate_share_max.map(|share| share * 100.0), 1),
+            (Some(cpu(Role::Server)), 0),
+            (Some(cpu(Role::Client)), 0),
+            (latencies.reduce(f64::max), 0),
+            (Some(report.misrouted as f64), 0),
+        ];
+        let label = if report.partial { format!("{label} (partial)") } else { label.clone() };
+        let values = values.map(|(value, decimals)| number(shown(value, decimals)));
+        table.add_row([Cell::new(label)].into_iter().chain(values));
+    }
+    table.trim_fmt()
+}

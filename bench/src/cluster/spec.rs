@@ -1,0 +1,614 @@
+//! What to run: a file, presets and the command line, put together and checked once.
+
+use std::{
+    collections::BTreeSet, fmt::Display, fs, net::IpAddr, ops::RangeInclusive, path::PathBuf, str::FromStr,
+};
+
+use anyhow::Context;
+use bytesize::ByteSize;
+use clap::{Args, ValueEnum};
+use linerate_dataplane::{
+    netns::HOSTS_MAX,
+    transport::{Transport, Wanted},
+};
+use linerate_proto::placement::Placement;
+use serde::{Deserialize, Serialize, Serializer};
+
+use super::{
+    hosts::{Host, find_hosts},
+    presets::{self, Point},
+};
+use crate::{
+    options::RunOptions,
+    output::JsonTarget,
+    wire::rate::{LINE_RATE, Rate},
+};
+
+/// Most nodes of one kind.
+const NODES_MAX: i64 = 64;
+
+/// Longest time by which clocks may differ unless said otherwise, in seconds.
+const CLOCK_SKEW_MAX: f64 = 1.0;
+
+/// Options of a run that are not of the load: they follow from the nodes.
+const NOT_OF_LOAD: [&str; 9] =
+    ["target", "cluster", "transport", "server-cores", "threads", "check-shared", "idle", "json", "keep"];
+
+/// A run of many nodes. What is typed here goes before what the file says.
+#[derive(Clone, Debug, Args)]
+pub struct ClusterRunOptions {
+    /// What to run, as TOML [default: one server and one client]
+    pub spec: Option<PathBuf>,
+    /// How nodes are started: on hosts by ssh, in network namespaces (netns, needs root), or all on loopback (local)
+    /// [default: ssh when there are hosts, otherwise local]
+    #[arg(long)]
+    pub launcher: Option<Launcher>,
+    /// sNcM for N servers and M clients, such as s4c4; or a series: linearity, scale-clients, sessions, order
+    #[arg(long)]
+    pub preset: Option<String>,
+    /// Hosts for ssh, servers first: name, user@name, and =ADDRESS behind it if data goes elsewhere
+    #[arg(long, value_delimiter = ',', value_name = "HOST,…")]
+    pub hosts: Vec<String>,
+    /// The same from a file, one host per line
+    #[arg(long, conflicts_with = "hosts", value_name = "FILE")]
+    pub hosts_file: Option<PathBuf>,
+    /// Cores of each server
+    #[arg(long, value_name = "COUNT", value_parser = clap::value_parser!(u8).range(1..))]
+    pub server_cores: Option<u8>,
+    /// Memory of each server, such as 8GiB
+    #[arg(long, value_name = "SIZE")]
+    pub memory: Option<ByteSize>,
+    /// What to speak: udp, tcp, packet, xdp or auto
+    #[arg(long)]
+    pub transport: Option<Wanted>,
+    /// Threads of each client
+    #[arg(long, value_parser = clap::value_parser!(u16).range(1..=1024))]
+    pub threads: Option<u16>,
+    /// Rate of each node's link in network namespaces, such as 10gbit
+    #[arg(long)]
+    pub rate: Option<Rate>,
+    /// Largest IP packet in network namespaces
+    #[arg(long, value_parser = clap::value_parser!(u16).range(576..=9216))]
+    pub mtu: Option<u16>,
+    /// Seconds to measure
+    #[arg(long)]
+    pub duration: Option<String>,
+    /// Seconds of load before that
+    #[arg(long)]
+    pub warmup: Option<String>,
+    /// Records stored before
+    #[arg(long)]
+    pub records: Option<String>,
+    /// Share of gets: a 50 %, b 95 %, c 100 %
+    #[arg(long)]
+    pub workload: Option<String>,
+    /// Law by which keys are chosen: zipf or uniform
+    #[arg(long)]
+    pub distribution: Option<String>,
+    /// Exponent of the Zipf law
+    #[arg(long)]
+    pub theta: Option<String>,
+    /// Bytes per value: a number, or a range such as 64-256
+    #[arg(long)]
+    pub value_len: Option<String>,
+    /// Operations of a batch
+    #[arg(long)]
+    pub batch: Option<String>,
+    /// Batches in flight per thread and server core
+    #[arg(long)]
+    pub window: Option<String>,
+    /// Order of the operations of one thread: none, key or strict
+    #[arg(long)]
+    pub order: Option<String>,
+    /// Seed of all random choices
+    #[arg(long)]
+    pub seed: Option<String>,
+    /// Check that each value got was put at its key
+    #[arg(long)]
+    pub verify: bool,
+    /// Check every operation for linearizability
+    #[arg(long)]
+    pub check: bool,
+    /// Folder for the results [default: cluster-results/DATE-NAME]
+    #[arg(long, value_name = "DIR")]
+    pub out: Option<PathBuf>,
+    /// Write the result as JSON to this file, - for standard output
+    #[arg(long, value_name = "FILE")]
+    pub json: Option<JsonTarget>,
+}
+
+impl ClusterRunOptions {
+    /// What was typed of the load, by the names of `linerate-bench run`.
+    fn load(&self) -> impl Iterator<Item = (&'static str, toml::Value)> {
+        let texts = [
+            ("duration", &self.duration),
+            ("warmup", &self.warmup),
+            ("records", &self.records),
+            ("workload", &self.workload),
+            ("distribution", &self.distribution),
+            ("theta", &self.theta),
+            ("value_len", &self.value_len),
+            ("batch", &self.batch),
+            ("window", &self.window),
+            ("order", &self.order),
+            ("seed", &self.seed),
+        ];
+        let flags = [("verify", self.verify), ("check", self.check)];
+        let texts = texts.into_iter().filter_map(|(name, text)| Some((name, typed_value(text.as_deref()?))));
+        texts.chain(flags.into_iter().filter(|(_, is_set)| *is_set).map(|(name, _)| (name, true.into())))
+    }
+}
+
+/// A text of the command line as a value of the file.
+fn typed_value(text: &str) -> toml::Value {
+    let number = text.parse().map(toml::Value::Integer);
+    let number = number.or_else(|_| text.parse().map(toml::Value::Float));
+    number.ok().filter(|value| value.to_string() == text).unwrap_or_else(|| text.into())
+}
+
+/// How nodes are started.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Launcher {
+    /// On hosts, by the system's ssh.
+    Ssh,
+    /// In network namespaces of this machine, on a switch.
+    Netns,
+    /// On this machine's loopback.
+    Local,
+}
+
+impl Launcher {
+    /// Its name.
+    #[must_use]
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Ssh => "ssh",
+            Self::Netns => "netns",
+            Self::Local => "local",
+        }
+    }
+
+    /// Whether all nodes are on this machine.
+    pub(crate) const fn is_here(self) -> bool {
+        !matches!(self, Self::Ssh)
+    }
+}
+
+/// What a node does.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub(crate) enum Role {
+    Server,
+    Client,
+}
+
+impl Role {
+    pub(crate) const fn name(self) -> &'static str {
+        match self {
+            Self::Server => "server",
+            Self::Client => "client",
+        }
+    }
+}
+
+/// The file as it is written.
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub(crate) struct SpecFile {
+    name: Option<String>,
+    pub(crate) launcher: Option<Launcher>,
+    preset: Option<String>,
+    pub(crate) hosts: Vec<String>,
+    pub(crate) node: Vec<NodeFile>,
+    servers: ServersFile,
+    clients: ClientsFile,
+    load: toml::Table,
+    network: NetworkFile,
+    placement: Option<Placement>,
+    copy: Option<bool>,
+    binaries: Option<PathBuf>,
+    directory: Option<PathBuf>,
+    ssh_options: Vec<String>,
+    clock_skew_max: Option<f64>,
+}
+
+/// A node of the file.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct NodeFile {
+    pub(crate) name: Option<String>,
+    pub(crate) ssh: Option<String>,
+    pub(crate) addr: Option<IpAddr>,
+    pub(crate) role: Option<Role>,
+}
+
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+struct ServersFile {
+    count: Option<i64>,
+    cores: Option<i64>,
+    memory: Option<String>,
+    transport: Option<String>,
+    port: Option<i64>,
+    at_capacity: Option<String>,
+}
+
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+struct ClientsFile {
+    count: Option<i64>,
+    threads: Option<i64>,
+}
+
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+struct NetworkFile {
+    mtu: Option<i64>,
+    rate: Option<String>,
+    line_rate: Option<String>,
+}
+
+/// One point to measure, with everything decided.
+#[derive(Clone, Debug, Serialize)]
+pub(crate) struct Spec {
+    pub(crate) name: String,
+    pub(crate) launcher: Launcher,
+    pub(crate) placement: Placement,
+    pub(crate) copy: bool,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) binaries: Option<PathBuf>,
+    pub(crate) directory: PathBuf,
+    pub(crate) ssh_options: Vec<String>,
+    pub(crate) clock_skew_max: f64,
+    pub(crate) servers: Servers,
+    pub(crate) clients: Clients,
+    pub(crate) load: toml::Table,
+    pub(crate) network: Network,
+    #[serde(rename = "node")]
+    pub(crate) nodes: Vec<PlannedNode>,
+    /// The same load as options.
+    #[serde(skip)]
+    pub(crate) run: RunOptions,
+}
+
+#[derive(Clone, Debug, Serialize)]
+pub(crate) struct Servers {
+    pub(crate) count: usize,
+    pub(crate) cores: u8,
+    #[serde(serialize_with = "as_bytes")]
+    pub(crate) memory: ByteSize,
+    #[serde(serialize_with = "as_name")]
+    pub(crate) transport: Wanted,
+    /// Of the first core; on loopback of the first server's.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) port: Option<u16>,
+    pub(crate) at_capacity: String,
+}
+
+#[derive(Clone, Debug, Serialize)]
+pub(crate) struct Clients {
+    pub(crate) count: usize,
+    pub(crate) threads: u16,
+}
+
+#[derive(Clone, Debug, Serialize)]
+pub(crate) struct Network {
+    pub(crate) mtu: u16,
+    #[serde(serialize_with = "as_rate", skip_serializing_if = "Option::is_none")]
+    pub(crate) rate: Option<Rate>,
+    #[serde(serialize_with = "as_line_rate")]
+    pub(crate) line_rate: Rate,
+}
+
+/// A node and where it is.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub(crate) struct PlannedNode {
+    pub(crate) name: String,
+    pub(crate) role: Role,
+    /// What ssh calls it.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) ssh: Option<String>,
+    /// Where its data goes in and out, if that was said.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) addr: Option<IpAddr>,
+}
+
+impl Spec {
+    /// The arguments of `linerate-bench run` on each client, but for where the servers are.
+    pub(crate) fn run_arguments(&self) -> Vec<String> {
+        let mut arguments = arguments_of(&self.load);
+        arguments.push(format!("--transport={}", self.servers.transport.name()));
+        arguments.push(format!("--threads={}", self.clients.threads));
+        arguments
+    }
+}
+
+/// The points that the options ask for, in their order, with the label of each in the series.
+///
+/// # Errors
+/// A sentence that names file or option, field, and what is allowed.
+pub(crate) fn plan(options: &ClusterRunOptions) -> anyhow::Result<Vec<(String, Spec)>> {
+    let (origin, file) = match &options.spec {
+        Some(path) => {
+            let name = path.display().to_string();
+            let text = fs::read_to_string(path).with_context(|| format!("cannot read the spec {name}"))?;
+            let file = parse(&name, &text)?;
+            (name, file)
+        }
+        None => ("cluster run".to_owned(), SpecFile::default()),
+    };
+    let hosts = find_hosts(&origin, options, &file)?;
+    let by_hosts = if hosts.is_empty() { Launcher::Local } else { Launcher::Ssh };
+    let launcher = options.launcher.or(file.launcher).unwrap_or(by_hosts);
+    let points = match options.preset.as_ref().or(file.preset.as_ref()) {
+        Some(name) => presets::points(name).map_err(|error| anyhow::anyhow!("{origin}: preset: {error}"))?,
+        None => vec![Point::default()],
+    };
+    let resolve = |point: &Point| resolve(&origin, options, &file, launcher, &hosts, point);
+    points.iter().map(|point| Ok((point.label.clone(), resolve(point)?))).collect()
+}
+
+fn parse(name: &str, text: &str) -> anyhow::Result<SpecFile> {
+    toml::from_str(text).map_err(|error| {
+        let line =
+            error.span().map_or(1, |span| text[..span.start.min(text.len())].matches('\n').count() + 1);
+        let reason = error.message().trim().replace('\n', ", ");
+        anyhow::anyhow!("{name}, line {line}: {reason}")
+    })
+}
+
+/// A number from the file, checked.
+fn ranged<T: TryFrom<i64>>(
+    field: impl Display,
+    value: Option<i64>,
+    range: RangeInclusive<i64>,
+) -> anyhow::Result<Option<T>> {
+    let Some(value) = value else { return Ok(None) };
+    let fits = range.contains(&value).then(|| T::try_from(value).ok()).flatten();
+    let (start, end) = range.into_inner();
+    fits.map(Some).with_context(|| format!("{field}: {value} is not allowed, give {start} to {end}"))
+}
+
+/// A word from the file, parsed.
+fn worded<T: FromStr<Err: Display>>(field: impl Display, text: Option<&str>) -> anyhow::Result<Option<T>> {
+    text.map(|text| text.parse().map_err(|error| anyhow::anyhow!("{field}: {error}"))).transpose()
+}
+
+/// A word from the file that is one of these.
+fn one_of(field: impl Display, text: Option<&str>, allowed: [&str; 2]) -> anyhow::Result<String> {
+    let text = text.unwrap_or(allowed[0]);
+    anyhow::ensure!(
+        allowed.contains(&text),
+        "{field}: `{text}` is not allowed, give {}",
+        allowed.join(" or ")
+    );
+    Ok(text.to_owned())
+}
+
+fn resolve(
+    origin: &str,
+    options: &ClusterRunOptions,
+    file: &SpecFile,
+    launcher: Launcher,
+    hosts: &[Host],
+    point: &Point,
+) -> anyhow::Result<Spec> {
+    let SpecFile { servers, clients, network, .. } = file;
+    let field = |name: &str| format!("{origin}: {name}");
+    let server_count = ranged(field("servers.count"), servers.count, 1..=NODES_MAX)?;
+    let client_count = ranged(field("clients.count"), clients.count, 1..=NODES_MAX)?;
+    let (server_count, client_count) = (point.servers.or(server_count), point.clients.or(client_count));
+    let nodes = match launcher {
+        Launcher::Ssh => assign(origin, hosts, server_count, client_count)?,
+        Launcher::Netns | Launcher::Local => numbered(server_count.unwrap_or(1), client_count.unwrap_or(1)),
+    };
+    anyhow::ensure!(
+        nodes.len() <= usize::from(HOSTS_MAX),
+        "{origin}: {} nodes are too many, {HOSTS_MAX} are possible",
+        nodes.len()
+    );
+    let count = |role| nodes.iter().filter(|node| node.role == role).count();
+    let (server_count, client_count) = (count(Role::Server), count(Role::Client));
+
+    let mut load = file.load.clone();
+    check_names(origin, &load)?;
+    load.extend(point.order.map(|order| ("order".to_owned(), order.into())));
+    load.extend(options.load().map(|(name, value)| (name.to_owned(), value)));
+    let threads = ranged(field("clients.threads"), clients.threads, 1..=1024)?;
+    let threads = point.threads.or(options.threads).or(threads).unwrap_or(1);
+    let transport = worded(field("servers.transport"), servers.transport.as_deref())?;
+    let transport = options.transport.or(transport).unwrap_or(Wanted::Is(Transport::Udp));
+    let run = RunOptions { transport, threads, ..check_load(origin, &load)? };
+
+    let cores = ranged(field("servers.cores"), servers.cores, 1..=255)?;
+    let cores = options.server_cores.or(cores).unwrap_or(1);
+    let memory = worded(field("servers.memory"), servers.memory.as_deref())?;
+    let memory = options.memory.or(memory).unwrap_or_else(|| default_memory(&run, server_count, cores));
+    let mtu = ranged(field("network.mtu"), network.mtu, 576..=9_216)?;
+    let rate = options.rate.or(worded(field("network.rate"), network.rate.as_deref())?);
+    anyhow::ensure!(
+        rate.is_none() || launcher == Launcher::Netns,
+        "{}: only the launcher netns limits a rate, not {}",
+        field("network.rate"),
+        launcher.name()
+    );
+    let line_rate = worded(field("network.line_rate"), network.line_rate.as_deref())?;
+    let clock_skew_max = file.clock_skew_max.unwrap_or(CLOCK_SKEW_MAX);
+    anyhow::ensure!(
+        (0.001..=3_600.0).contains(&clock_skew_max),
+        "{}: {clock_skew_max} is not allowed, give 0.001 to 3600 seconds",
+        field("clock_skew_max")
+    );
+    let name = file.name.clone().unwrap_or_else(|| format!("s{server_count}c{client_count}"));
+    let is_plain = |byte: u8| byte.is_ascii_alphanumeric() || b"-_.".contains(&byte);
+    anyhow::ensure!(
+        (1..=64).contains(&name.len()) && name.bytes().all(is_plain) && !name.starts_with('.'),
+        "{}: `{name}` is not allowed, give 1 to 64 letters, digits and the signs - _ .",
+        field("name")
+    );
+    Ok(Spec {
+        name,
+        launcher,
+        placement: file.placement.unwrap_or_default(),
+        copy: file.copy.unwrap_or(true),
+        binaries: file.binaries.clone(),
+        directory: file.directory.clone().unwrap_or_else(|| "/tmp/linerate-cluster".into()),
+        ssh_options: file.ssh_options.clone(),
+        clock_skew_max,
+        servers: Servers {
+            count: server_count,
+            cores,
+            memory,
+            transport,
+            port: ranged(field("servers.port"), servers.port, 1_024..=65_280)?,
+            at_capacity: one_of(
+                field("servers.at_capacity"),
+                servers.at_capacity.as_deref(),
+                ["refuse", "evict"],
+            )?,
+        },
+        clients: Clients { count: client_count, threads },
+        load,
+        network: Network {
+            mtu: options.mtu.or(mtu).unwrap_or(1_500),
+            rate,
+            line_rate: line_rate.or(rate).unwrap_or(LINE_RATE),
+        },
+        nodes,
+        run,
+    })
+}
+
+/// Memory for the records of one server, half as much again since shares are not quite equal.
+fn default_memory(run: &RunOptions, servers: usize, cores: u8) -> ByteSize {
+    let records = RunOptions { server_cores: 0, ..run.clone() }.memory_len();
+    let all = records / servers * 3 / 2 + usize::from(cores) * (96 << 20);
+    ByteSize::mib((all >> 20) as u64)
+}
+
+/// The names of a load's fields.
+fn load_fields() -> Vec<(String, bool)> {
+    let all = RunOptions::names().into_iter();
+    let of_load = all.filter(|(name, _)| !NOT_OF_LOAD.contains(&name.as_str()));
+    of_load.map(|(name, takes_value)| (name.replace('-', "_"), takes_value)).collect()
+}
+
+fn check_names(origin: &str, load: &toml::Table) -> anyhow::Result<()> {
+    let known: Vec<_> = load_fields().into_iter().map(|(name, _)| name).collect();
+    match load.keys().find(|name| !known.contains(name)) {
+        None => Ok(()),
+        Some(name) => {
+            anyhow::bail!("{origin}: load.{name}: unknown, the fields of load are {}", known.join(", "))
+        }
+    }
+}
+
+/// The load as options; each field is tried by itself first, to name the one that is wrong.
+fn check_load(origin: &str, load: &toml::Table) -> anyhow::Result<RunOptions> {
+    let fields = load_fields();
+    for (name, value) in load {
+        let is_flag = fields.iter().any(|(known, takes_value)| known == name && !takes_value);
+        anyhow::ensure!(
+            value.is_bool() == is_flag && !value.is_table() && !value.is_array(),
+            "{origin}: load.{name}: {value} is not allowed, give {}",
+            if is_flag { "true or false" } else { "a number or a text" }
+        );
+        let alone = toml::Table::from_iter([(name.clone(), value.clone())]);
+        RunOptions::of_arguments(&arguments_of(&alone))
+            .map_err(|error| anyhow::anyhow!("{origin}: load.{name}: {value} is not allowed: {error}"))?;
+    }
+    RunOptions::of_arguments(&arguments_of(load)).map_err(|error| anyhow::anyhow!("{origin}: load: {error}"))
+}
+
+/// A table of options as arguments.
+fn arguments_of(load: &toml::Table) -> Vec<String> {
+    let argument = |(name, value): (&String, &toml::Value)| {
+        let name = name.replace('_', "-");
+        match value {
+            toml::Value::Boolean(true) => Some(format!("--{name}")),
+            toml::Value::Boolean(false) => None,
+            toml::Value::String(text) => Some(format!("--{name}={text}")),
+            other => Some(format!("--{name}={other}")),
+        }
+    };
+    load.iter().filter_map(argument).collect()
+}
+
+/// The nodes of a launcher that makes its own.
+fn numbered(servers: usize, clients: usize) -> Vec<PlannedNode> {
+    let named = |role: Role, count| {
+        (1..=count).map(move |number| PlannedNode {
+            name: format!("{}{number}", role.name()),
+            role,
+            ssh: None,
+            addr: None,
+        })
+    };
+    named(Role::Server, servers).chain(named(Role::Client, clients)).collect()
+}
+
+/// Roles for hosts: those that were said, then servers, then clients.
+fn assign(
+    origin: &str,
+    hosts: &[Host],
+    servers: Option<usize>,
+    clients: Option<usize>,
+) -> anyhow::Result<Vec<PlannedNode>> {
+    anyhow::ensure!(
+        !hosts.is_empty(),
+        "{origin}: the launcher ssh needs hosts: give hosts or [[node]] in the file, --hosts, or run it on CloudLab"
+    );
+    let said = |role| hosts.iter().filter(|host| host.role == Some(role)).count();
+    let servers = servers.unwrap_or_else(|| said(Role::Server).max(1));
+    let clients = clients.unwrap_or_else(|| hosts.len().saturating_sub(servers).max(1));
+    anyhow::ensure!(
+        servers + clients <= hosts.len(),
+        "{origin}: {servers} servers and {clients} clients need {} hosts, but there are {}: {}",
+        servers + clients,
+        hosts.len(),
+        hosts.iter().map(|host| host.name.as_str()).collect::<Vec<_>>().join(", ")
+    );
+    let mut nodes: Vec<PlannedNode> = Vec::new();
+    for (role, count) in [(Role::Server, servers), (Role::Client, clients)] {
+        let fixed = hosts.iter().filter(|host| host.role == Some(role));
+        let free = hosts.iter().filter(|host| host.role.is_none());
+        let taken: BTreeSet<_> = nodes.iter().map(|node| node.name.clone()).collect();
+        let chosen = fixed.chain(free).filter(|host| !taken.contains(&host.name)).take(count);
+        let before = nodes.len();
+        nodes.extend(chosen.map(|host| PlannedNode {
+            name: host.name.clone(),
+            role,
+            ssh: Some(host.ssh.clone()),
+            addr: host.addr,
+        }));
+        let found = nodes.len() - before;
+        anyhow::ensure!(
+            found == count,
+            "{origin}: {count} nodes of the role {} are wanted, but only {found} hosts may have it",
+            role.name()
+        );
+    }
+    Ok(nodes)
+}
+
+fn as_bytes<S: Serializer>(value: &ByteSize, serializer: S) -> Result<S::Ok, S::Error> {
+    serializer.collect_str(&format_args!("{}B", value.as_u64()))
+}
+
+fn as_name<S: Serializer>(value: &Wanted, serializer: S) -> Result<S::Ok, S::Error> {
+    serializer.serialize_str(value.name())
+}
+
+fn as_rate<S: Serializer>(value: &Option<Rate>, serializer: S) -> Result<S::Ok, S::Error> {
+    value.as_ref().map(typed).serialize(serializer)
+}
+
+fn as_line_rate<S: Serializer>(value: &Rate, serializer: S) -> Result<S::Ok, S::Error> {
+    serializer.serialize_str(&typed(value))
+}
+
+/// A rate as it is typed.
+fn typed(rate: &Rate) -> String {
+    format!("{}mbit", rate.bits_per_sec() as f64 / 1e6)
+}
