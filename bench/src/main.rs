@@ -178,11 +178,13 @@ fn show_cluster(options: &ClusterRunOptions, result: &ClusterResult) -> anyhow::
             wrong == 0,
             "{wrong} values were never put at the key they were got from: this is a bug"
         );
-        if let Some(failure) = &report.failure {
-            anyhow::bail!("{failure}; what there is of the result is kept in {}", report.folder);
-        }
     }
-    Ok(Verdict::Right)
+    match result.failure() {
+        Some((failure, folder)) => {
+            anyhow::bail!("{failure}; what there is of the result is kept in {folder}")
+        }
+        None => Ok(Verdict::Right),
+    }
 }
 
 fn keep(name: Option<&str>, result: &impl Serialize, environment: &Environment) -> anyhow::Result<()> {

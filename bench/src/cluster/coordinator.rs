@@ -27,7 +27,7 @@ use serde_json::Value;
 use super::{
     ground::{Ground, Programs},
     message::{CpuChoice, Event, Hello, Load, Measure, Order, Sample, Serve, ServerStatistics},
-    node::{intervals, unix_ns},
+    node::{SERVER_LOG, intervals, unix_ns},
     report::{ClusterReport, ClusterResult, NodeFacts, RunFacts, SeriesPoint},
     spec::{ClusterRunOptions, Launcher, Role, Spec, plan},
 };
@@ -82,21 +82,31 @@ pub fn cluster_run(options: &ClusterRunOptions, stop: &AtomicBool) -> anyhow::Re
     if let [(_, spec)] = &points[..] {
         return Ok(ClusterResult::One(Box::new(run_point(spec, &programs, &folder, stop)?)));
     }
-    let mut reports = Vec::new();
+    let (mut reports, mut failure) = (Vec::new(), None);
     for (label, spec) in &points {
         let folder = folder.join(label.replace(' ', "-"));
         fs::create_dir_all(&folder).with_context(|| format!("cannot create {}", folder.display()))?;
         eprintln!("{label}:");
-        let report = run_point(spec, &programs, &folder, stop)?;
-        let is_over = report.partial;
-        reports.push(SeriesPoint { label: label.clone(), report });
-        if is_over {
+        match run_point(spec, &programs, &folder, stop) {
+            Ok(report) => {
+                failure.clone_from(&report.failure);
+                reports.push(SeriesPoint { label: label.clone(), report });
+            }
+            Err(error) => failure = Some(format!("{error:#}")),
+        }
+        if failure.is_some() {
             break;
         }
     }
-    let partial = reports.len() < points.len() || reports.iter().any(|point| point.report.partial);
     let series = options.preset.clone().unwrap_or_else(|| first.name.clone());
-    let result = ClusterResult::Series { series, partial, points: reports };
+    let folder_name = folder.display().to_string();
+    let result = ClusterResult::Series {
+        series,
+        partial: failure.is_some(),
+        failure,
+        folder: folder_name,
+        points: reports,
+    };
     write_file(&folder.join("report.json"), &json(&result)?)?;
     Ok(result)
 }
@@ -267,26 +277,11 @@ impl<'a> Cluster<'a> {
                 _ => false,
             },
         )?;
-        let version = |node: &Running| {
-            node.hello.as_ref().map(|hello| (hello.version.clone(), hello.builds.clone())).unwrap_or_default()
-        };
-        let own = env!("CARGO_PKG_VERSION");
+        let first = self.nodes[0].hello.as_ref().map(|hello| (self.nodes[0].name.clone(), hello.clone()));
         for node in &self.nodes {
-            let (there, builds) = version(node);
-            anyhow::ensure!(
-                there == own,
-                "node {}: linerate-bench is version {there} there and {own} here, copy = true brings the same to all",
-                node.name
-            );
-            let first = &self.nodes[0];
-            anyhow::ensure!(
-                builds == version(first).1,
-                "node {}: linerate-bench or linerate-server is another build than on node {}, copy = true brings the same to all",
-                node.name,
-                first.name
-            );
-            let hello = node.hello.as_ref();
-            if let Some(tune) = hello.and_then(|hello| hello.tune.as_ref()) {
+            let (Some((first_name, first)), Some(hello)) = (&first, &node.hello) else { continue };
+            check_programs((&node.name, hello), (first_name, first))?;
+            if let Some(tune) = &hello.tune {
                 write_file(&node.folder.join("tune.json"), &json(tune)?)?;
             }
         }
@@ -363,21 +358,15 @@ impl<'a> Cluster<'a> {
             |_| true,
             |node, event| match event {
                 Event::Routes { interfaces, control } => {
-                    if let Some(control) = control.filter(|control| interfaces.contains(control)) {
-                        refused.get_or_insert_with(|| (node.name.clone(), control));
-                    }
+                    refused = refused
+                        .take()
+                        .or_else(|| check_control(&node.name, &interfaces, control.as_deref()).err());
                     true
                 }
                 _ => false,
             },
         )?;
-        match refused {
-            None => Ok(()),
-            Some((name, control)) => anyhow::bail!(
-                "node {name}: the other nodes are reached over {control}, the interface of the control network, on which load is \
-                 not allowed: give each node its addr in the experiment's network"
-            ),
-        }
+        refused.map_or(Ok(()), Err)
     }
 
     fn start_servers(&mut self, programs: &Programs) -> anyhow::Result<()> {
@@ -452,6 +441,8 @@ impl<'a> Cluster<'a> {
         }
         let ready = |_: &mut Running, event| matches!(event, Event::Ready);
         self.until("get ready", READY_TIMEOUT, |index| clients.contains(&index), ready)?;
+        // Everybody has it open: without a name nothing can be left of it.
+        self.forget_versions();
         say("ready");
         Ok(())
     }
@@ -658,8 +649,7 @@ impl<'a> Cluster<'a> {
     /// What is wrong with a node, and where more is to be read.
     fn failure(&self, index: usize, what: &str) -> anyhow::Error {
         let node = &self.nodes[index];
-        let is_of_server = what.contains("linerate-server") && self.spec.launcher.is_here();
-        let log = node.folder.join(if is_of_server { "server.log" } else { "node.log" });
+        let log = node.folder.join(if what.contains("linerate-server") { SERVER_LOG } else { "node.log" });
         anyhow::anyhow!("node {} ({}): {what}; its log is {}", node.name, node.role.name(), log.display())
     }
 
@@ -674,16 +664,21 @@ impl<'a> Cluster<'a> {
         }
         let status = status.map_or_else(|| "its output has ended".to_owned(), |status| status.to_string());
         let log = fs::read_to_string(node.folder.join("node.log")).unwrap_or_default();
-        let last = log.lines().map(str::trim).rfind(|line| !line.is_empty());
+        let is_reason = |line: &&str| !line.is_empty() && !line.to_lowercase().contains("warning");
+        let last = log.lines().map(str::trim).rfind(is_reason);
         let last = last.map(|line| format!(": {line}")).unwrap_or_default();
         self.failure(index, &format!("ended before its time ({status}){last}"))
     }
 
-    /// Ends all nodes, and what they have left; returns what could not be done. Nothing happens the second time.
-    fn end(&mut self) -> Vec<String> {
+    fn forget_versions(&mut self) {
         if let Some(path) = self.versions.take() {
             let _ = fs::remove_file(path);
         }
+    }
+
+    /// Ends all nodes, and what they have left; returns what could not be done. Nothing happens the second time.
+    fn end(&mut self) -> Vec<String> {
+        self.forget_versions();
         for node in &mut self.nodes {
             node.stdin = None;
         }
@@ -781,4 +776,102 @@ fn check_skew(node: &str, offset_ns: i64, max_s: f64) -> anyhow::Result<()> {
         if offset_s > 0.0 { "ahead of" } else { "behind" }
     );
     Ok(())
+}
+
+/// Whether a node runs the same programs as this one and as another.
+fn check_programs((name, hello): (&str, &Hello), (other, first): (&str, &Hello)) -> anyhow::Result<()> {
+    let own = env!("CARGO_PKG_VERSION");
+    anyhow::ensure!(
+        hello.version == own,
+        "node {name}: linerate-bench is version {} there and {own} here, copy = true brings the same to all",
+        hello.version
+    );
+    anyhow::ensure!(
+        hello.builds == first.builds,
+        "node {name}: linerate-bench or linerate-server is another build than on node {other}, copy = true brings the same to all"
+    );
+    Ok(())
+}
+
+/// Whether none of the interfaces is the control network's.
+fn check_control(node: &str, interfaces: &[String], control: Option<&str>) -> anyhow::Result<()> {
+    match control.filter(|control| interfaces.iter().any(|interface| interface == control)) {
+        None => Ok(()),
+        Some(control) => anyhow::bail!(
+            "node {node}: the other nodes are reached over {control}, the interface of the control network, on which load is \
+             not allowed: give each node its addr in the experiment's network"
+        ),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Goal: the difference of two clocks is found although the question takes time. Method: answers half-way, at once and
+    /// late, by clocks that are ahead and behind.
+    #[test]
+    fn clocks_are_compared() {
+        for (asked, there, answered, expected) in [
+            (1_000, 1_050, 1_100, (100, 0)),
+            (1_000, 6_050, 1_100, (100, 5_000)),
+            (10_000, 5_050, 10_100, (100, -5_000)),
+            (1_000, 1_000, 1_100, (100, -50)),
+            (1_000, 1_100, 1_100, (100, 50)),
+            (u64::MAX, 0, u64::MAX, (0, 1)),
+        ] {
+            assert_eq!(clock_offset(asked, there, answered), expected);
+        }
+        for (offset_ns, max_s, good) in [
+            (0, 1.0, true),
+            (999_999_999, 1.0, true),
+            (1_000_000_001, 1.0, false),
+            (-2_000_000, 0.001, false),
+        ] {
+            let checked = check_skew("node3", offset_ns, max_s);
+            assert_eq!(checked.is_ok(), good, "{offset_ns}");
+        }
+        let behind = check_skew("node3", -2_500_000_000, 1.0).unwrap_err().to_string();
+        assert!(
+            behind.starts_with(
+                "node node3: its clock is 2.500 s behind that of the coordinator, clock_skew_max allows 1 s"
+            ),
+            "{behind}"
+        );
+    }
+
+    fn hello() -> Hello {
+        Hello {
+            version: env!("CARGO_PKG_VERSION").to_owned(),
+            builds: vec!["a".to_owned(), "b".to_owned()],
+            host: String::new(),
+            kernel: String::new(),
+            cpus: 1,
+            pid: 1,
+            tune: None,
+        }
+    }
+
+    /// Goal: unlike programs are not measured together, and the sentence names the node. Method: another version, another
+    /// build.
+    #[test]
+    fn unlike_programs_are_refused() {
+        assert!(check_programs(("a", &hello()), ("b", &hello())).is_ok());
+        let old = Hello { version: "0.0.0".to_owned(), ..hello() };
+        let error = check_programs(("node7", &old), ("node1", &hello())).unwrap_err().to_string();
+        assert!(error.starts_with("node node7: linerate-bench is version 0.0.0 there and "), "{error}");
+        let other = Hello { builds: vec!["a".to_owned(), "c".to_owned()], ..hello() };
+        let error = check_programs(("node7", &other), ("node1", &hello())).unwrap_err().to_string();
+        assert!(error.contains("node7") && error.contains("another build than on node node1"), "{error}");
+    }
+
+    /// Goal: load never leaves by the control network. Method: routes over it, beside it, and where there is none.
+    #[test]
+    fn the_control_network_is_spared() {
+        let interfaces = ["eno1d1".to_owned(), "eno1".to_owned()];
+        assert!(check_control("node0", &interfaces, None).is_ok());
+        assert!(check_control("node0", &interfaces[..1], Some("eno1")).is_ok());
+        let error = check_control("node0", &interfaces, Some("eno1")).unwrap_err().to_string();
+        assert!(error.starts_with("node node0: the other nodes are reached over eno1, "), "{error}");
+    }
 }

@@ -47,13 +47,18 @@ impl Programs {
         for program in [&bench, &server] {
             anyhow::ensure!(
                 program.is_file(),
-                "{} is missing: build all programs with `cargo build --release --bins`, or name their folder as binaries in \
-                 the spec",
-                program.display()
+                "{} is missing: build all programs with `{}`, or name their folder as binaries in the spec",
+                program.display(),
+                build_command(folder)
             );
         }
         Ok(Self { bench, server })
     }
+}
+
+/// How the programs of a folder of cargo's are built.
+fn build_command(folder: &Path) -> &'static str {
+    if folder.ends_with("debug") { "cargo build --bins" } else { "cargo build --release --bins" }
 }
 
 /// Where the nodes of one run are.

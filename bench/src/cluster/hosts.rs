@@ -10,7 +10,7 @@ use std::{
 
 use anyhow::Context;
 
-use super::spec::{ClusterRunOptions, Launcher, Role, SpecFile};
+use super::spec::{ClusterRunOptions, Role, SpecFile};
 
 /// CloudLab's program that knows the machines of the experiment.
 const TMCC: &str = "/usr/local/etc/emulab/tmcc";
@@ -33,7 +33,12 @@ pub(crate) fn find_hosts(
     file: &SpecFile,
 ) -> anyhow::Result<Vec<Host>> {
     let launcher = options.launcher.or(file.launcher);
-    if launcher.is_some_and(Launcher::is_here) {
+    if let Some(launcher) = launcher.filter(|launcher| launcher.is_here()) {
+        anyhow::ensure!(
+            options.hosts.is_empty() && options.hosts_file.is_none(),
+            "--hosts: the launcher {} makes its own nodes, hosts are for ssh",
+            launcher.name()
+        );
         return Ok(Vec::new());
     }
     if !options.hosts.is_empty() {

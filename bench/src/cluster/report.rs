@@ -1,5 +1,7 @@
 //! What a run of many nodes reports: JSON that scripts rely on, and a table for people.
 
+use std::{collections::BTreeMap, net::SocketAddr};
+
 use comfy_table::Cell;
 use linerate_proto::{
     cluster::ClusterSpec,
@@ -26,6 +28,10 @@ pub enum ClusterResult {
         series: String,
         /// Whether a run is missing or partial.
         partial: bool,
+        /// Why.
+        failure: Option<String>,
+        /// Where everything is kept.
+        folder: String,
         /// What each has shown.
         points: Vec<SeriesPoint>,
     },
@@ -39,6 +45,18 @@ impl ClusterResult {
             Self::Series { points, .. } => (None, &points[..]),
         };
         one.into_iter().chain(points.iter().map(|point| &point.report))
+    }
+}
+
+impl ClusterResult {
+    /// Why it did not come to its end, and where that is kept which there is.
+    #[must_use]
+    pub fn failure(&self) -> Option<(&str, &str)> {
+        let (failure, folder) = match self {
+            Self::One(report) => (&report.failure, &report.folder),
+            Self::Series { failure, folder, .. } => (failure, folder),
+        };
+        Some((failure.as_deref()?, folder))
     }
 }
 
@@ -172,6 +190,9 @@ pub struct NodeReport {
     pub udp_rcvbuf_errors: u64,
     /// Packets that found a full queue of a CPU, on its whole machine.
     pub softnet_drops: u64,
+    /// What a server says it has lost, dropped, refused or answered again in the measured time, by the names of its statistics;
+    /// what is 0 is left out.
+    pub losses: BTreeMap<String, u64>,
     /// Seconds that these figures are of.
     pub seconds: usize,
     /// By how much its clock is ahead of the coordinator's, in ms.
@@ -290,6 +311,10 @@ fn node_report(node: &NodeFacts<'_>, spec: &Spec, servers: &[ServerStatistics]) 
         nic_drops: sum(|sample| sample.nic_drops),
         udp_rcvbuf_errors: sum(|sample| sample.udp_rcvbuf_errors),
         softnet_drops: sum(|sample| sample.softnet_drops),
+        losses: match node.role {
+            Role::Client => BTreeMap::new(),
+            Role::Server => losses(node.addr.as_deref(), spec.servers.cores, servers),
+        },
         seconds: samples.len(),
         clock_offset_ms: node.clock_offset_ms,
         kernel: node.kernel.clone(),
@@ -300,24 +325,49 @@ fn node_report(node: &NodeFacts<'_>, spec: &Spec, servers: &[ServerStatistics]) 
 
 /// By how much a statistic has grown.
 fn grown(core: &ServerStatistics, name: &str) -> u64 {
-    let of = |values: &std::collections::BTreeMap<String, u64>| values.get(name).copied().unwrap_or(0);
+    let of = |values: &BTreeMap<String, u64>| values.get(name).copied().unwrap_or(0);
     of(&core.after).saturating_sub(of(&core.before))
 }
 
-/// Operations per second that the cores from `addr` on have executed.
-fn executed_per_sec(addr: Option<&str>, cores: u8, servers: &[ServerStatistics]) -> f64 {
-    let Some(Ok(first)) = addr.map(str::parse::<std::net::SocketAddr>) else { return 0.0 };
-    let is_its = |core: &&ServerStatistics| {
-        core.addr.parse::<std::net::SocketAddr>().is_ok_and(|addr| {
-            let ports = u32::from(first.port())..u32::from(first.port()) + u32::from(cores);
-            addr.ip() == first.ip() && ports.contains(&addr.port().into())
-        })
+/// What the cores of the server at `addr` have said.
+fn cores_at<'a>(
+    addr: Option<&str>,
+    cores: u8,
+    servers: &'a [ServerStatistics],
+) -> impl Iterator<Item = &'a ServerStatistics> {
+    let first: Option<SocketAddr> = addr.and_then(|addr| addr.parse().ok());
+    let is_its = move |core: &&ServerStatistics| {
+        let Some((first, addr)) = first.zip(core.addr.parse::<SocketAddr>().ok()) else { return false };
+        let ports = u32::from(first.port())..u32::from(first.port()) + u32::from(cores);
+        addr.ip() == first.ip() && ports.contains(&addr.port().into())
     };
+    servers.iter().filter(is_its)
+}
+
+/// Operations per second that a server has executed.
+fn executed_per_sec(addr: Option<&str>, cores: u8, servers: &[ServerStatistics]) -> f64 {
     let rate = |core: &ServerStatistics| {
         let count: u64 = ["gets", "puts", "deletes", "adds"].iter().map(|name| grown(core, name)).sum();
         count as f64 / grown(core, "uptime_ns").max(1) as f64 * 1e9
     };
-    servers.iter().filter(is_its).map(rate).sum()
+    cores_at(addr, cores, servers).map(rate).sum()
+}
+
+/// Statistics of things that should not happen, as far as they have grown.
+fn losses(addr: Option<&str>, cores: u8, servers: &[ServerStatistics]) -> BTreeMap<String, u64> {
+    let is_loss = |name: &str| {
+        let begins = ["drop_", "rx_overflow", "rx_truncated", "rx_bad", "rx_handed", "rx_handover"];
+        let all = ["tx_dropped", "soft_errors", "no_space", "wrong_core", "moved", "replays", "evicted"];
+        begins.iter().any(|begin| name.starts_with(begin)) || all.contains(&name)
+    };
+    let mut losses = BTreeMap::new();
+    for core in cores_at(addr, cores, servers) {
+        for name in core.after.keys().filter(|name| is_loss(name)) {
+            *losses.entry(name.clone()).or_insert(0) += grown(core, name);
+        }
+    }
+    losses.retain(|_, count| *count > 0);
+    losses
 }
 
 /// The middle of the values, or the mean of the two in the middle; 0 of none.
@@ -503,4 +553,268 @@ fn series_table(series: &str, points: &[SeriesPoint]) -> String {
         table.add_row([Cell::new(label)].into_iter().chain(values));
     }
     table.trim_fmt()
+}
+
+#[cfg(test)]
+mod tests {
+    use std::net::Ipv4Addr;
+
+    use linerate_proto::{cluster::Member, placement::Placement};
+    use serde_json::json;
+
+    use super::*;
+    use crate::{
+        cluster::spec::{ClusterRunOptions, plan},
+        output::tests::report,
+    };
+
+    #[test]
+    fn medians_are_in_the_middle() {
+        for (values, expected) in [
+            (&[][..], 0.0),
+            (&[3.0], 3.0),
+            (&[1.0, 2.0], 1.5),
+            (&[9.0, 1.0, 2.0], 2.0),
+            (&[4.0, 1.0, 100.0, 2.0], 3.0),
+        ] {
+            assert_eq!(median(values.iter().copied()), expected, "{values:?}");
+        }
+    }
+
+    fn sample(index: u32, ops: u64, seconds: f64) -> Sample {
+        Sample {
+            index,
+            seconds,
+            ops,
+            cpu_pct: 10.0 * f64::from(index),
+            rss_bytes: 1 << 20,
+            tx_frames: 1_000,
+            tx_bytes: 1_000_000,
+            tx_gbit: 2.0,
+            rx_gbit: 5.0,
+            nic_drops: 1,
+            ..Sample::default()
+        }
+    }
+
+    /// Goal: the total is the median of the seconds that all clients have told of. Method: clients of different speed and
+    /// length.
+    #[test]
+    fn seconds_are_added_up() {
+        let first = [sample(0, 10, 1.0), sample(1, 20, 1.0), sample(2, 60, 2.0)];
+        let second = [sample(0, 1, 1.0), sample(1, 2, 1.0)];
+        assert_eq!(seconds_of_all(&[&first, &second]), [11.0, 22.0]);
+        assert_eq!(seconds_of_all(&[&first]), [10.0, 20.0, 30.0]);
+        assert_eq!(seconds_of_all(&[&first, &[]]), [0.0; 0]);
+        assert_eq!(mean_rate(&first), 22.5);
+        assert_eq!(mean_rate(&[]), 0.0);
+    }
+
+    fn cluster(cores: &[u8]) -> ClusterSpec {
+        let member = |(id, &cores): (u64, &u8)| {
+            let addr = (Ipv4Addr::new(10, 0, 0, id as u8), 4_100).into();
+            Member { id, addr, cores }
+        };
+        ClusterSpec::new(1, Placement::Rendezvous, (1..).zip(cores).map(member).collect()).unwrap()
+    }
+
+    /// Goal: the balance is what is furthest from fair. Method: shares that divide evenly, and some that can not.
+    #[test]
+    fn balance_is_the_worst_share() {
+        assert_eq!(balance_pct(&cluster(&[1, 1, 1, 1])), 0.0);
+        assert_eq!(balance_pct(&cluster(&[1])), 0.0);
+        let three = balance_pct(&cluster(&[1, 1, 1]));
+        // 1,366 is the fair share rounded up, and two of them leave 1,364.
+        let expected = 100.0 * (1.0 - 1_364.0 / (4_096.0 / 3.0));
+        assert!((three - expected).abs() < 1e-9, "{three}");
+        let unlike = balance_pct(&cluster(&[1, 2, 5]));
+        assert!((0.0..5.0).contains(&unlike), "{unlike}");
+    }
+
+    /// A report of a server and a client, with a different number wherever it counts.
+    fn facts_reported(failure: Option<&str>) -> ClusterReport {
+        let options = ClusterRunOptions {
+            launcher: Some(Launcher::Netns),
+            ..crate::cluster::spec::tests::typed("--preset s1c1")
+        };
+        let (_, spec) = plan(&options).unwrap().remove(0);
+        let statistics = |gets: u64, moved: u64, uptime_ns: u64| {
+            [
+                ("gets", gets),
+                ("puts", 10),
+                ("wrong_core", 1),
+                ("moved", moved),
+                ("uptime_ns", uptime_ns),
+                ("drop_stale", moved),
+            ]
+            .map(|(name, value)| (name.to_owned(), value))
+            .into()
+        };
+        let servers = [ServerStatistics {
+            addr: "10.0.0.1:4100".to_owned(),
+            before: statistics(1_000, 2, 1_000_000_000),
+            after: statistics(5_000, 5, 3_000_000_000),
+        }];
+        let client = json!({
+            "errors": 1, "outcome_unknown": 2, "retransmits": 3, "wrong_values": 0, "latency_us": { "p99": 77.0 },
+            "check": {
+                "ops_checked": 44, "sampled_ops": 5, "violations": 0, "first_violation": null, "windows": 6, "data_epochs": 1,
+                "not_sampled": null,
+                "audit": { "acknowledged": 7, "unknown": 0, "grown": 7, "impossible": null }
+            }
+        });
+        let samples = [sample(0, 100, 1.0), sample(1, 300, 1.0), sample(2, 200, 1.0)];
+        let node = |role: Role, name, addr: &str, report| NodeFacts {
+            name,
+            role,
+            host: Some("host".to_owned()),
+            kernel: None,
+            addr: Some(addr.to_owned()),
+            clock_offset_ms: 0.5,
+            samples: &samples,
+            report,
+            tune: None,
+        };
+        ClusterReport::of(RunFacts {
+            spec: &spec,
+            map: Some(&cluster(&[1])),
+            nodes: vec![
+                node(Role::Server, "server1", "10.0.0.1:4100", None),
+                node(Role::Client, "client1", "10.0.0.2", Some(&client)),
+            ],
+            servers: &servers,
+            failure: failure.map(str::to_owned),
+            folder: "cluster-results/x".to_owned(),
+            environment: report().environment,
+        })
+    }
+
+    fn keys(value: &Value) -> Vec<&str> {
+        value.as_object().unwrap().keys().map(String::as_str).collect()
+    }
+
+    fn sorted(names: &str) -> Vec<&str> {
+        let mut names: Vec<_> = names.split_whitespace().collect();
+        names.sort_unstable();
+        names
+    }
+
+    /// Goal: the names that scripts rely on are there, and the figures are what their names say. Method: every name, and the
+    /// values, of facts made by hand.
+    #[test]
+    fn the_json_keeps_its_contract() {
+        let value = serde_json::to_value(facts_reported(None)).unwrap();
+        let names = "kind name launcher partial failure total_ops_per_sec total_ops_per_sec_mean misrouted \
+                     partition_balance_pct line_rate_bits_per_sec line_rate_share_max errors outcome_unknown retransmits \
+                     wrong_values check ops_per_sec nodes folder spec environment";
+        assert_eq!(keys(&value), sorted(names));
+        let names = "name role host addr median_ops_per_sec cpu_pct host_cpu_pct rss_bytes tx_gbit rx_gbit line_rate_share \
+                     tx_frames_per_sec rx_frames_per_sec tx_frame_bytes nic_drops udp_rcvbuf_errors softnet_drops losses seconds \
+                     clock_offset_ms kernel latency_us tune";
+        assert_eq!(keys(&value["nodes"][0]), sorted(names));
+        let names = "ops_checked sampled_ops violations first_violation windows data_epochs tables audit";
+        assert_eq!(keys(&value["check"]), sorted(names));
+        assert_eq!(keys(&value["check"]["audit"]), sorted("acknowledged unknown grown impossible"));
+        for (place, expected) in [
+            ("/kind", json!("cluster")),
+            ("/launcher", json!("netns")),
+            ("/partial", json!(false)),
+            ("/total_ops_per_sec", json!(200.0)),
+            ("/total_ops_per_sec_mean", json!(200.0)),
+            ("/misrouted", json!(3)),
+            ("/partition_balance_pct", json!(0.0)),
+            ("/line_rate_bits_per_sec", json!(10_000_000_000_u64)),
+            ("/line_rate_share_max", json!(0.5)),
+            ("/errors", json!(1)),
+            ("/outcome_unknown", json!(2)),
+            ("/retransmits", json!(3)),
+            ("/wrong_values", json!(0)),
+            ("/check/ops_checked", json!(44)),
+            ("/check/tables", json!(1)),
+            ("/check/audit/grown", json!(7)),
+            ("/ops_per_sec/1", json!(300.0)),
+            ("/nodes/0/role", json!("server")),
+            ("/nodes/0/median_ops_per_sec", json!(2_000.0)),
+            ("/nodes/0/losses", json!({ "drop_stale": 3, "moved": 3 })),
+            ("/nodes/0/latency_us", Value::Null),
+            ("/nodes/1/name", json!("client1")),
+            ("/nodes/1/median_ops_per_sec", json!(200.0)),
+            ("/nodes/1/cpu_pct", json!(10.0)),
+            ("/nodes/1/rss_bytes", json!(1 << 20)),
+            ("/nodes/1/tx_gbit", json!(2.0)),
+            ("/nodes/1/rx_gbit", json!(5.0)),
+            ("/nodes/1/line_rate_share", json!(0.5)),
+            ("/nodes/1/tx_frame_bytes", json!(1_000.0)),
+            ("/nodes/1/nic_drops", json!(3)),
+            ("/nodes/1/seconds", json!(3)),
+            ("/nodes/1/latency_us/p99", json!(77.0)),
+            ("/spec/servers/count", json!(1)),
+        ] {
+            assert_eq!(value.pointer(place), Some(&expected), "{place}");
+        }
+        let partial = serde_json::to_value(facts_reported(Some("node x died"))).unwrap();
+        assert_eq!((&partial["partial"], &partial["failure"]), (&json!(true), &json!("node x died")));
+    }
+
+    /// Goal: people see the share of line rate first, then each node, then all; a series has a line per run. Method: tables of
+    /// known reports.
+    #[test]
+    fn tables_are_for_people() {
+        let one = ClusterResult::One(Box::new(facts_reported(None)));
+        assert_eq!(one.failure(), None);
+        let table = cluster_table(&one);
+        println!("{table}");
+        assert!(
+            table.starts_with("s1c1 by netns: 50.0 % of line rate (10 Gbit/s) at the fullest node\n"),
+            "{table}"
+        );
+        let line = |table: &str, start: &str| {
+            let line = table.lines().find(|line| line.trim_start().starts_with(start));
+            line.unwrap_or_else(|| panic!("{start}")).split_whitespace().collect::<Vec<_>>().join(" ")
+        };
+        assert_eq!(line(&table, "server1"), "server1 50.0 0.002 10 1 2.00 5.00 3");
+        assert_eq!(line(&table, "all clients"), "all clients 50.0 0.000 10 1 2.00 5.00 3");
+        assert!(
+            table.contains("3 misrouted") && table.contains("checked 44 operations: 0 violations"),
+            "{table}"
+        );
+        let points = [None, Some("it broke")]
+            .map(|failure| SeriesPoint { label: "s1c1".to_owned(), report: facts_reported(failure) });
+        let failure = Some("it broke".to_owned());
+        let series = ClusterResult::Series {
+            series: "linearity".to_owned(),
+            partial: true,
+            failure,
+            folder: "f".to_owned(),
+            points: points.into(),
+        };
+        assert_eq!(series.failure(), Some(("it broke", "f")));
+        let table = cluster_table(&series);
+        println!("{table}");
+        assert_eq!(line(&table, "s1c1 (partial)"), "s1c1 (partial) 0.000 1.00 50.0 10 10 77 3");
+    }
+
+    /// Goal: an audit counts when any client has made it, and its absence is explained. Method: clients with and without.
+    #[test]
+    fn one_audit_is_for_all() {
+        let client = |violations, impossible: Option<&str>| ClientFigures {
+            check: Some(CheckTotals {
+                ops_checked: 10,
+                violations,
+                audit: AuditTotals {
+                    acknowledged: 5,
+                    impossible: impossible.map(str::to_owned),
+                    ..AuditTotals::default()
+                },
+                ..CheckTotals::default()
+            }),
+            ..ClientFigures::default()
+        };
+        let totals = check_totals(&[client(0, Some("elsewhere")), client(2, None)], 2).unwrap();
+        assert_eq!((totals.ops_checked, totals.violations, totals.tables), (20, 2, 2));
+        assert_eq!(totals.audit.impossible, None);
+        let none = check_totals(&[client(0, Some("elsewhere"))], 1).unwrap();
+        assert_eq!(none.audit.impossible.as_deref(), Some("elsewhere"));
+        assert_eq!(check_totals(&[ClientFigures::default()], 1), None);
+    }
 }

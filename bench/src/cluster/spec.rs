@@ -612,3 +612,260 @@ fn as_line_rate<S: Serializer>(value: &Rate, serializer: S) -> Result<S::Ok, S::
 fn typed(rate: &Rate) -> String {
     format!("{}mbit", rate.bits_per_sec() as f64 / 1e6)
 }
+
+#[cfg(test)]
+pub(crate) mod tests {
+    use clap::Parser;
+
+    use super::*;
+
+    #[derive(Parser)]
+    struct Typed {
+        #[command(flatten)]
+        options: ClusterRunOptions,
+    }
+
+    /// The options of a command line.
+    pub(crate) fn typed(words: &str) -> ClusterRunOptions {
+        Typed::try_parse_from(["run"].into_iter().chain(words.split_whitespace())).unwrap().options
+    }
+
+    /// What a file of this content and these options come to.
+    fn plan_of(text: &str, words: &str) -> anyhow::Result<Vec<(String, Spec)>> {
+        let number: u64 = rand::random();
+        let path = std::env::temp_dir().join(format!("linerate-spec-{number:016x}.toml"));
+        fs::write(&path, text).unwrap();
+        let planned = plan(&ClusterRunOptions { spec: Some(path.clone()), ..typed(words) });
+        fs::remove_file(&path).unwrap();
+        // The folder is this machine's.
+        planned.map_err(|error| {
+            anyhow::anyhow!("{}", format!("{error:#}").replace(path.to_str().unwrap(), "x.toml"))
+        })
+    }
+
+    fn one(text: &str, words: &str) -> Spec {
+        let mut points = plan_of(text, words).unwrap();
+        assert_eq!(points.len(), 1);
+        points.remove(0).1
+    }
+
+    const WHOLE: &str = r#"
+        name = "whole"
+        launcher = "ssh"
+        placement = "modulo"
+        copy = false
+        binaries = "/opt/linerate"
+        directory = "/local/linerate"
+        ssh_options = ["-p", "2222"]
+        clock_skew_max = 0.25
+
+        [servers]
+        count = 1
+        cores = 8
+        memory = "4GiB"
+        transport = "tcp"
+        port = 5000
+        at_capacity = "evict"
+
+        [clients]
+        count = 2
+        threads = 4
+
+        [load]
+        workload = "a"
+        distribution = "uniform"
+        theta = 0.5
+        records = 1000
+        value_len = "16-64"
+        batch = 8
+        window = 4
+        order = "key"
+        duration = 2
+        warmup = 0.5
+        check = true
+        verify = false
+        seed = 7
+
+        [network]
+        mtu = 9000
+        line_rate = "25gbit"
+
+        [[node]]
+        name = "c"
+        addr = "10.10.1.3"
+        role = "client"
+        [[node]]
+        ssh = "root@s"
+        [[node]]
+        ssh = "d"
+    "#;
+
+    /// Goal: every field of the file arrives. Method: a file with all of them.
+    #[test]
+    fn a_whole_file_is_understood() {
+        let spec = one(WHOLE, "");
+        assert_eq!(
+            (spec.name.as_str(), spec.launcher, spec.placement),
+            ("whole", Launcher::Ssh, Placement::Modulo)
+        );
+        assert_eq!((spec.copy, spec.clock_skew_max), (false, 0.25));
+        assert_eq!(spec.directory, PathBuf::from("/local/linerate"));
+        assert_eq!(spec.binaries, Some("/opt/linerate".into()));
+        assert_eq!(spec.ssh_options, ["-p", "2222"]);
+        let Servers { count, cores, memory, transport, port, ref at_capacity } = spec.servers;
+        assert_eq!((count, cores, memory, port), (1, 8, ByteSize::gib(4), Some(5000)));
+        assert_eq!((transport, at_capacity.as_str()), (Wanted::Is(Transport::Tcp), "evict"));
+        assert_eq!((spec.clients.count, spec.clients.threads), (2, 4));
+        assert_eq!((spec.network.mtu, spec.network.rate), (9_000, None));
+        assert_eq!(spec.network.line_rate, "25gbit".parse().unwrap());
+        let nodes: Vec<_> =
+            spec.nodes.iter().map(|node| (node.name.as_str(), node.role, node.addr)).collect();
+        let addr = "10.10.1.3".parse().ok();
+        assert_eq!(nodes, [("s", Role::Server, None), ("c", Role::Client, addr), ("d", Role::Client, None)]);
+        assert_eq!(spec.nodes[0].ssh.as_deref(), Some("root@s"));
+        let run = &spec.run;
+        assert_eq!((run.records, run.batch, run.window, run.seed, run.threads), (1_000, 8, 4, 7, 4));
+        assert_eq!((run.duration, run.warmup, run.check, run.verify), (2.0, 0.5, true, false));
+        assert_eq!((run.order.name(), run.theta.exponent()), ("key", 0.5));
+        let again = RunOptions::of_arguments(&spec.run_arguments()).unwrap();
+        assert_eq!(format!("{again:?}"), format!("{run:?}"), "clients get the same load");
+    }
+
+    /// Goal: what was resolved is kept so that it can be run again. Method: print it, and read that.
+    #[test]
+    fn the_resolved_spec_is_a_spec() {
+        for (text, words) in
+            [(WHOLE, ""), ("", ""), ("", "--launcher netns --preset s4c4 --rate 10gbit --check")]
+        {
+            let spec = one(text, words);
+            let printed = toml::to_string(&spec).unwrap();
+            // The nodes of launchers that make their own are only told.
+            let again = one(&printed, "");
+            assert_eq!(toml::to_string(&again).unwrap(), printed, "{words}");
+        }
+    }
+
+    /// Goal: the command line goes before the preset, and that before the file. Method: the same thing said by each.
+    #[test]
+    fn what_is_typed_goes_first() {
+        let text =
+            "launcher = \"local\"\npreset = \"s1c2\"\n[servers]\ncount = 3\n[load]\nrecords = 10\nseed = 4\n";
+        let spec = one(text, "--records 20 --threads 2 --transport tcp --preset s2c3");
+        assert_eq!((spec.servers.count, spec.clients.count, spec.clients.threads), (2, 3, 2));
+        assert_eq!((spec.run.records, spec.run.seed), (20, 4));
+        assert_eq!(spec.servers.transport, Wanted::Is(Transport::Tcp));
+        assert_eq!(one(text, "").servers.count, 1, "a preset goes before counts");
+        let order = plan_of("launcher = \"local\"\n[load]\norder = \"key\"\n", "--preset order").unwrap();
+        let orders: Vec<_> =
+            order.iter().map(|(label, spec)| (label.as_str(), spec.run.order.name())).collect();
+        assert_eq!(orders, [("order none", "none"), ("order strict", "strict")]);
+        assert_eq!(one("", "--hosts a,b").launcher, Launcher::Ssh, "hosts are for ssh");
+        assert_eq!(one("", "--hosts a,b,c").clients.count, 2, "all that are left are clients");
+        let rate = one("", "--launcher netns --rate 5gbit").network;
+        assert_eq!(
+            rate.line_rate,
+            "5gbit".parse().unwrap(),
+            "a limited link is full when its rate is reached"
+        );
+    }
+
+    /// Goal: whatever is wrong is said in one sentence with file, field and what is allowed. Method: one mistake after the
+    /// other.
+    #[test]
+    fn mistakes_are_named() {
+        for (text, words, expected) in [
+            ("a = 1\n", "", "x.toml, line 1: unknown field `a`, expected one of"),
+            ("[servers]\n\ncores = \"x\"\n", "", "x.toml, line 3: invalid type: string \"x\", expected i64"),
+            ("[servers\n", "", "x.toml, line 1: "),
+            (
+                "launcher = \"mpi\"\n",
+                "",
+                "x.toml, line 1: unknown variant `mpi`, expected one of `ssh`, `netns`, `local`",
+            ),
+            ("placement = \"ring\"\n", "", "x.toml, line 1: unknown variant `ring`"),
+            ("preset = \"s9\"\n", "", "x.toml: preset: `s9` is none: give sNcM"),
+            ("[servers]\ncount = 0\n", "", "x.toml: servers.count: 0 is not allowed, give 1 to 64"),
+            ("[clients]\ncount = 65\n", "", "x.toml: clients.count: 65 is not allowed, give 1 to 64"),
+            (
+                "[clients]\nthreads = 1025\n",
+                "",
+                "x.toml: clients.threads: 1025 is not allowed, give 1 to 1024",
+            ),
+            ("[servers]\ncores = 256\n", "", "x.toml: servers.cores: 256 is not allowed, give 1 to 255"),
+            ("[servers]\nport = 80\n", "", "x.toml: servers.port: 80 is not allowed, give 1024 to 65280"),
+            ("[servers]\nmemory = \"much\"\n", "", "x.toml: servers.memory: "),
+            (
+                "[servers]\ntransport = \"pigeon\"\n",
+                "",
+                "x.toml: servers.transport: `pigeon` is no transport",
+            ),
+            (
+                "[servers]\nat_capacity = \"burn\"\n",
+                "",
+                "x.toml: servers.at_capacity: `burn` is not allowed, give refuse or evict",
+            ),
+            ("[network]\nmtu = 100\n", "", "x.toml: network.mtu: 100 is not allowed, give 576 to 9216"),
+            (
+                "[network]\nrate = \"fast\"\n",
+                "",
+                "x.toml: network.rate: `fast` is no rate: give 1mbit to 100gbit",
+            ),
+            (
+                "[network]\nrate = \"1gbit\"\n",
+                "--launcher local",
+                "x.toml: network.rate: only the launcher netns limits a rate, not local",
+            ),
+            ("[network]\nline_rate = \"0gbit\"\n", "", "x.toml: network.line_rate: give 1mbit to 100gbit"),
+            (
+                "clock_skew_max = 0\n",
+                "",
+                "x.toml: clock_skew_max: 0 is not allowed, give 0.001 to 3600 seconds",
+            ),
+            ("name = \"../x\"\n", "", "x.toml: name: `../x` is not allowed, give 1 to 64 letters"),
+            ("[load]\nspeed = 1\n", "", "x.toml: load.speed: unknown, the fields of load are workload, "),
+            ("[load]\ntarget = \"embedded\"\n", "", "x.toml: load.target: unknown, the fields of load are"),
+            (
+                "[load]\nrecords = 0\n",
+                "",
+                "x.toml: load.records: 0 is not allowed: 0 is not in 1..=2147483647",
+            ),
+            (
+                "[load]\nworkload = \"z\"\n",
+                "",
+                "x.toml: load.workload: \"z\" is not allowed: invalid value 'z' for '--workload <WORKLOAD>': give one of a, b, c",
+            ),
+            ("[load]\ncheck = 1\n", "", "x.toml: load.check: 1 is not allowed, give true or false"),
+            (
+                "[load]\nbatch = true\n",
+                "",
+                "x.toml: load.batch: true is not allowed, give a number or a text",
+            ),
+            ("", "--duration 0", "x.toml: load.duration: 0 is not allowed: give 0.05 to 86400 seconds"),
+            ("launcher = \"ssh\"\n", "", "x.toml: the launcher ssh needs hosts: "),
+            (
+                "",
+                "--hosts a --preset s2c1",
+                "x.toml: 2 servers and 1 clients need 3 hosts, but there are 1: a",
+            ),
+            ("", "--hosts a,a", "--hosts: the host a is there twice"),
+            ("", "--launcher local --hosts a,b", "--hosts: the launcher local makes its own nodes"),
+            (
+                "hosts = [\"a\"]\n[[node]]\nname = \"b\"\n",
+                "",
+                "x.toml: hosts and [[node]] say the same, give one of them",
+            ),
+            ("[[node]]\nrole = \"server\"\n", "", "x.toml: a [[node]] has neither name nor ssh"),
+            ("[[node]]\nname = \"a\"\nrole = \"king\"\n", "", "x.toml, line 3: unknown variant `king`"),
+            ("[[node]]\nname = \"a\"\naddr = \"b\"\n", "", "x.toml, line 3: invalid IP address syntax"),
+            (
+                "[[node]]\nname = \"a\"\nrole = \"client\"\n[[node]]\nname = \"b\"\nrole = \"client\"\n",
+                "",
+                "x.toml: 1 nodes of the role server are wanted, but only 0 hosts may have it",
+            ),
+        ] {
+            let error = plan_of(text, words).err().unwrap_or_else(|| panic!("{text} {words}")).to_string();
+            assert!(error.starts_with(expected), "{text}{words}: {error}");
+            assert!(!error.contains('\n'), "{error}");
+        }
+    }
+}

@@ -63,6 +63,9 @@ impl Ssh {
             .map(|(name, path)| anyhow::Ok((name, path.as_path(), checksum(path)?)))
             .into_iter()
             .collect::<anyhow::Result<_>>()?;
+        if spec.copy {
+            eprintln!("cluster: copying programs where they differ");
+        }
         let prepared = thread::scope(|scope| {
             let all: Vec<_> = spec
                 .nodes
