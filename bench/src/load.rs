@@ -226,13 +226,13 @@ pub fn run_load<P: Port>(
     let counting_from = begun + plan.warmup;
     let end = counting_from + plan.duration;
     let mut counting = None;
-    let mut seen = 0;
+    let (mut seen, mut coalesced_before) = (0, session.coalesced());
     loop {
         let now = session.now();
         if counting.is_none() && now >= counting_from {
             counting = Some((now, session.counters(), thread_cpu()));
             tally.report = LoadReport::default();
-            seen = 0;
+            (seen, coalesced_before) = (0, session.coalesced());
         }
         if now >= end || stop.load(Ordering::Relaxed) {
             break;
@@ -248,8 +248,10 @@ pub fn run_load<P: Port>(
             tally.end_run(clock);
             session.wait(SLEEP_MAX)?;
         }
-        let ended = tally.report.gets + tally.report.puts;
-        live.fetch_add(ended - seen, Ordering::Relaxed);
+        // What did not travel must not look like work.
+        let coalesced = session.coalesced() - coalesced_before;
+        let ended = (tally.report.gets + tally.report.puts).saturating_sub(coalesced);
+        live.fetch_add(ended.saturating_sub(seen), Ordering::Relaxed);
         seen = ended;
     }
     let ended = session.now();

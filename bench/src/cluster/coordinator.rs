@@ -9,6 +9,7 @@ use std::{
     path::{Path, PathBuf},
     process::{Child, ChildStdin, ChildStdout},
     sync::{
+        Arc,
         atomic::{AtomicBool, Ordering},
         mpsc::{Receiver, RecvTimeoutError, Sender, channel},
     },
@@ -134,7 +135,6 @@ fn run_point(
     // Absolute, as the nodes need not be where this process is.
     let folder = fs::canonicalize(folder).with_context(|| format!("cannot use {}", folder.display()))?;
     let environment = Environment::look(SystemTime::now());
-    write_file(&folder.join("spec.toml"), &toml::to_string(spec)?)?;
     let count = spec.nodes.len();
     say(&format!("preparing {count} nodes ({})", spec.launcher.name()));
     let mut cluster = Cluster::start(spec, programs, &folder, stop)?;
@@ -187,7 +187,7 @@ struct Running {
 
 /// All nodes of a run.
 struct Cluster<'a> {
-    spec: &'a Spec,
+    spec: Arc<Spec>,
     folder: &'a Path,
     ground: Ground,
     nodes: Vec<Running>,
@@ -202,7 +202,7 @@ struct Cluster<'a> {
 impl<'a> Cluster<'a> {
     /// Starts all node processes.
     fn start(
-        spec: &'a Spec,
+        spec: &Spec,
         programs: &Programs,
         folder: &'a Path,
         stop: &'a AtomicBool,
@@ -210,7 +210,7 @@ impl<'a> Cluster<'a> {
         let ground = Ground::prepare(spec, programs)?;
         let (send, said) = channel();
         let mut cluster = Self {
-            spec,
+            spec: Arc::new(spec.clone()),
             folder,
             ground,
             nodes: Vec::new(),
@@ -285,6 +285,13 @@ impl<'a> Cluster<'a> {
                 write_file(&node.folder.join("tune.json"), &json(tune)?)?;
             }
         }
+        let fewest = |role: Role| {
+            let nodes = self.nodes.iter().filter(|node| node.role == role);
+            nodes.filter_map(|node| Some(node.hello.as_ref()?.cores)).min().unwrap_or(1)
+        };
+        let (servers, clients) = (fewest(Role::Server), fewest(Role::Client));
+        Arc::make_mut(&mut self.spec).settle(servers, clients);
+        write_file(&self.folder.join("spec.toml"), &toml::to_string(&*self.spec)?)?;
         Ok(())
     }
 
@@ -322,7 +329,7 @@ impl<'a> Cluster<'a> {
 
     /// Decides where each node is, and the cluster map.
     fn find_places(&mut self) -> anyhow::Result<()> {
-        let ports = self.ground.ports(self.spec)?;
+        let ports = self.ground.ports(&self.spec)?;
         let mut members = Vec::new();
         for (index, node) in self.spec.nodes.iter().enumerate() {
             let ip = self.ground.addr(index, node)?;
@@ -372,7 +379,7 @@ impl<'a> Cluster<'a> {
     fn start_servers(&mut self, programs: &Programs) -> anyhow::Result<()> {
         let Cpus { cpus, .. } = self.cpus()?;
         say(&format!("starting {} servers", self.spec.servers.count));
-        let spec = self.spec;
+        let spec = Arc::clone(&self.spec);
         let transport = spec.servers.transport;
         let map = self.map.as_ref().map(ToString::to_string);
         let servers: Vec<_> = self.of(Role::Server).collect();
@@ -411,7 +418,7 @@ impl<'a> Cluster<'a> {
 
     fn start_clients(&mut self) -> anyhow::Result<()> {
         let Cpus { cpus, is_crowded } = self.cpus()?;
-        let spec = self.spec;
+        let spec = Arc::clone(&self.spec);
         let mut arguments = spec.run_arguments();
         if spec.run.check && spec.launcher.is_here() {
             let memory = Path::new("/dev/shm");
@@ -449,7 +456,7 @@ impl<'a> Cluster<'a> {
 
     /// Has all begin at one instant, and waits for what they have to tell.
     fn run_load(&mut self) -> anyhow::Result<()> {
-        let spec = self.spec;
+        let spec = Arc::clone(&self.spec);
         let at = unix_ns() + LEAD.as_nanos() as u64;
         for index in 0..self.nodes.len() {
             let at_unix_ns = at.saturating_add_signed(self.nodes[index].offset_ns);
@@ -725,7 +732,7 @@ impl<'a> Cluster<'a> {
             ..facts(node)
         });
         ClusterReport::of(RunFacts {
-            spec: self.spec,
+            spec: &self.spec,
             map: self.map.as_ref(),
             nodes: nodes.collect(),
             servers: &self.servers,
@@ -846,7 +853,7 @@ mod tests {
             builds: vec!["a".to_owned(), "b".to_owned()],
             host: String::new(),
             kernel: String::new(),
-            cpus: 1,
+            cores: 1,
             pid: 1,
             tune: None,
         }

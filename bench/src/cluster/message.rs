@@ -147,8 +147,8 @@ pub(crate) struct Hello {
     pub(crate) host: String,
     /// Release of the kernel.
     pub(crate) kernel: String,
-    /// CPUs that it may use.
-    pub(crate) cpus: usize,
+    /// Physical cores that it may use.
+    pub(crate) cores: usize,
     /// Process id.
     pub(crate) pid: i32,
     /// What `setup/tune-nic.sh status --json` says, where it is.

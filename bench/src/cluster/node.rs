@@ -1,7 +1,7 @@
 //! One node: does what the coordinator orders, on a machine or in a namespace, and leaves nothing behind.
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
     fs::{self, File},
     io::{self, BufRead, BufReader, Write},
     net::{IpAddr, SocketAddr, ToSocketAddrs},
@@ -183,10 +183,19 @@ fn hello(options: &NodeOptions) -> anyhow::Result<Hello> {
         builds: options.sum.iter().map(|path| checksum(path)).collect::<anyhow::Result<_>>()?,
         host: read("/proc/sys/kernel/hostname"),
         kernel: read("/proc/sys/kernel/osrelease"),
-        cpus: allowed_cores()?.len(),
+        cores: physical_cores(&allowed_cores()?),
         pid: std::process::id() as i32,
         tune: TUNE_SCRIPTS.iter().find_map(|script| tune_status(Path::new(script))),
     })
+}
+
+/// How many of these CPUs are not the second hyper-thread of a core.
+fn physical_cores(cpus: &[usize]) -> usize {
+    let siblings = |cpu: &usize| {
+        let path = format!("/sys/devices/system/cpu/cpu{cpu}/topology/thread_siblings_list");
+        fs::read_to_string(path).unwrap_or_else(|_| cpu.to_string())
+    };
+    cpus.iter().map(siblings).collect::<BTreeSet<_>>().len()
 }
 
 /// The checksum of a file as sha256sum(1) prints it.
@@ -548,6 +557,13 @@ mod tests {
         assert_eq!(there.run(|| interface_towards(pair.a.addr.into())).unwrap(), pair.b.interface);
         let error = there.run(|| interface_towards("192.0.2.1".parse().unwrap())).unwrap_err();
         assert!(error.to_string().starts_with("no route leads to 192.0.2.1: "), "{error}");
+    }
+
+    #[test]
+    fn cores_are_counted() {
+        let cpus = allowed_cores().unwrap();
+        assert!((1..=cpus.len()).contains(&physical_cores(&cpus)));
+        assert_eq!(physical_cores(&[usize::MAX, usize::MAX - 1]), 2, "a CPU that tells nothing is a core");
     }
 
     #[test]

@@ -99,6 +99,9 @@ pub struct ClusterReport {
     pub errors: u64,
     /// Operations of which nobody knows whether they were executed.
     pub outcome_unknown: u64,
+    /// Gets per second that did not travel but were told the answer of an equal one, which is in no figure above; `None` when
+    /// each travelled for itself.
+    pub coalesced_per_sec: Option<f64>,
     /// Requests sent again.
     pub retransmits: u64,
     /// Values that no put can have written; `None` when they were not checked.
@@ -212,6 +215,7 @@ pub(crate) struct ClientFigures {
     errors: u64,
     outcome_unknown: u64,
     retransmits: u64,
+    coalesced_per_sec: Option<f64>,
     wrong_values: Option<u64>,
     check: Option<CheckTotals>,
 }
@@ -265,6 +269,10 @@ impl ClusterReport {
             line_rate_share_max: reports.iter().filter_map(|node| node.line_rate_share).reduce(f64::max),
             errors: sum(|client| client.errors),
             outcome_unknown: sum(|client| client.outcome_unknown),
+            coalesced_per_sec: figures
+                .iter()
+                .filter_map(|client| client.coalesced_per_sec)
+                .reduce(|sum, next| sum + next),
             retransmits: sum(|client| client.retransmits),
             wrong_values: figures
                 .iter()
@@ -503,6 +511,9 @@ fn one_table(report: &ClusterReport) -> String {
         report.misrouted,
         report.partition_balance_pct,
     );
+    if let Some(coalesced) = report.coalesced_per_sec {
+        text += &format!("\nbeside these {:.3} M/s gets were coalesced", coalesced / 1e6);
+    }
     if let Some(check) = &report.check {
         text += &format!(
             "\nchecked {} operations: {} violations",
@@ -705,7 +716,7 @@ mod tests {
     fn the_json_keeps_its_contract() {
         let value = serde_json::to_value(facts_reported(None)).unwrap();
         let names = "kind name launcher partial failure total_ops_per_sec total_ops_per_sec_mean misrouted \
-                     partition_balance_pct line_rate_bits_per_sec line_rate_share_max errors outcome_unknown retransmits \
+                     partition_balance_pct line_rate_bits_per_sec line_rate_share_max errors outcome_unknown retransmits coalesced_per_sec \
                      wrong_values check ops_per_sec nodes folder spec environment";
         assert_eq!(keys(&value), sorted(names));
         let names = "name role host addr median_ops_per_sec cpu_pct host_cpu_pct rss_bytes tx_gbit rx_gbit line_rate_share \

@@ -52,7 +52,7 @@ pub struct ClusterRunOptions {
     /// The same from a file, one host per line
     #[arg(long, conflicts_with = "hosts", value_name = "FILE")]
     pub hosts_file: Option<PathBuf>,
-    /// Cores of each server
+    /// Cores of each server [default: all of its host, 1 without hosts]
     #[arg(long, value_name = "COUNT", value_parser = clap::value_parser!(u8).range(1..))]
     pub server_cores: Option<u8>,
     /// Memory of each server, such as 8GiB
@@ -61,7 +61,7 @@ pub struct ClusterRunOptions {
     /// What to speak: udp, tcp, packet, xdp or auto
     #[arg(long)]
     pub transport: Option<Wanted>,
-    /// Threads of each client
+    /// Threads of each client [default: one for each core of its host, 1 without hosts]
     #[arg(long, value_parser = clap::value_parser!(u16).range(1..=1024))]
     pub threads: Option<u16>,
     /// Rate of each node's link in network namespaces, such as 10gbit
@@ -109,6 +109,9 @@ pub struct ClusterRunOptions {
     /// Check every operation for linearizability
     #[arg(long)]
     pub check: bool,
+    /// Send gets of one key that would travel in the same request once; counted apart
+    #[arg(long)]
+    pub coalesce: bool,
     /// Folder for the results [default: cluster-results/DATE-NAME]
     #[arg(long, value_name = "DIR")]
     pub out: Option<PathBuf>,
@@ -133,7 +136,7 @@ impl ClusterRunOptions {
             ("order", &self.order),
             ("seed", &self.seed),
         ];
-        let flags = [("verify", self.verify), ("check", self.check)];
+        let flags = [("verify", self.verify), ("check", self.check), ("coalesce", self.coalesce)];
         let texts = texts.into_iter().filter_map(|(name, text)| Some((name, typed_value(text.as_deref()?))));
         texts.chain(flags.into_iter().filter(|(_, is_set)| *is_set).map(|(name, _)| (name, true.into())))
     }
@@ -270,6 +273,17 @@ pub(crate) struct Spec {
     /// The same load as options.
     #[serde(skip)]
     pub(crate) run: RunOptions,
+    /// What the hosts decide, as nobody said it.
+    #[serde(skip)]
+    open: Open,
+}
+
+/// What was not said.
+#[derive(Clone, Copy, Debug, Default)]
+struct Open {
+    cores: bool,
+    memory: bool,
+    threads: bool,
 }
 
 #[derive(Clone, Debug, Serialize)]
@@ -315,6 +329,20 @@ pub(crate) struct PlannedNode {
 }
 
 impl Spec {
+    /// Gives servers and clients all cores of their hosts, of which these are the fewest, unless others were asked for.
+    pub(crate) fn settle(&mut self, server_cores: usize, client_cores: usize) {
+        if self.open.cores {
+            self.servers.cores = server_cores.clamp(1, 255) as u8;
+        }
+        if self.open.threads {
+            self.clients.threads = client_cores.clamp(1, 1_024) as u16;
+            self.run.threads = self.clients.threads;
+        }
+        if self.open.memory {
+            self.servers.memory = default_memory(&self.run, self.servers.count, self.servers.cores);
+        }
+    }
+
     /// The arguments of `linerate-bench run` on each client, but for where the servers are.
     pub(crate) fn run_arguments(&self) -> Vec<String> {
         let mut arguments = arguments_of(&self.load);
@@ -416,15 +444,20 @@ fn resolve(
     load.extend(point.order.map(|order| ("order".to_owned(), order.into())));
     load.extend(options.load().map(|(name, value)| (name.to_owned(), value)));
     let threads = ranged(field("clients.threads"), clients.threads, 1..=1024)?;
-    let threads = point.threads.or(options.threads).or(threads).unwrap_or(1);
+    let given_threads = point.threads.or(options.threads).or(threads);
+    let threads = given_threads.unwrap_or(1);
     let transport = worded(field("servers.transport"), servers.transport.as_deref())?;
     let transport = options.transport.or(transport).unwrap_or(Wanted::Is(Transport::Udp));
     let run = RunOptions { transport, threads, ..check_load(origin, &load)? };
 
     let cores = ranged(field("servers.cores"), servers.cores, 1..=255)?;
-    let cores = options.server_cores.or(cores).unwrap_or(1);
+    let given_cores = options.server_cores.or(cores);
+    let cores = given_cores.unwrap_or(1);
     let memory = worded(field("servers.memory"), servers.memory.as_deref())?;
-    let memory = options.memory.or(memory).unwrap_or_else(|| default_memory(&run, server_count, cores));
+    let given_memory = options.memory.or(memory);
+    let memory = given_memory.unwrap_or_else(|| default_memory(&run, server_count, cores));
+    // Nodes on one machine share its cores; hosts have theirs for themselves.
+    let is_open = |is_given: bool| !is_given && launcher == Launcher::Ssh;
     let mtu = ranged(field("network.mtu"), network.mtu, 576..=9_216)?;
     let rate = options.rate.or(worded(field("network.rate"), network.rate.as_deref())?);
     anyhow::ensure!(
@@ -477,6 +510,11 @@ fn resolve(
         },
         nodes,
         run,
+        open: Open {
+            cores: is_open(given_cores.is_some()),
+            memory: is_open(given_memory.is_some()),
+            threads: is_open(given_threads.is_some()),
+        },
     })
 }
 
@@ -767,6 +805,22 @@ pub(crate) mod tests {
             "5gbit".parse().unwrap(),
             "a limited link is full when its rate is reached"
         );
+    }
+
+    /// Goal: hosts are used whole unless something else was said. Method: settle with and without.
+    #[test]
+    fn hosts_decide_what_nobody_said() {
+        let settled = |words: &str| {
+            let mut spec = one("", words);
+            spec.settle(8, 6);
+            (spec.servers.cores, spec.clients.threads, spec.run.threads, spec.servers.memory)
+        };
+        let (cores, threads, run_threads, memory) = settled("--hosts a,b --records 1000");
+        assert_eq!((cores, threads, run_threads), (8, 6, 6));
+        assert!(memory >= ByteSize::mib(8 * 96), "{memory}");
+        let (cores, threads, _, memory) = settled("--hosts a,b --server-cores 2 --threads 3 --memory 1GiB");
+        assert_eq!((cores, threads, memory), (2, 3, ByteSize::gib(1)));
+        assert_eq!(settled("--launcher local").0, 1);
     }
 
     /// Goal: whatever is wrong is said in one sentence with file, field and what is allowed. Method: one mistake after the
