@@ -58,8 +58,8 @@ const READY_TIMEOUT: Duration = Duration::from_secs(300);
 /// Time beyond the load itself until everything of it must have been told.
 const MEASURE_SLACK: Duration = Duration::from_secs(60);
 
-/// From the order to begin until the beginning: what the order may take to every node.
-const LEAD: Duration = Duration::from_millis(300);
+/// From the order to begin until the beginning, at least; some round trips to the farthest node more.
+const LEAD_MIN: Duration = Duration::from_millis(300);
 
 /// Times that a clock is asked; the quickest answer tells most.
 const CLOCK_QUESTIONS: usize = 9;
@@ -197,6 +197,8 @@ struct Cluster<'a> {
     servers: Vec<ServerStatistics>,
     /// Versions that the clients of this machine share.
     versions: Option<PathBuf>,
+    /// What the order to begin may take to reach every node.
+    lead: Duration,
 }
 
 impl<'a> Cluster<'a> {
@@ -219,6 +221,7 @@ impl<'a> Cluster<'a> {
             map: None,
             servers: Vec::new(),
             versions: None,
+            lead: LEAD_MIN,
         };
         for (index, node) in spec.nodes.iter().enumerate() {
             anyhow::ensure!(!stop.load(Ordering::Relaxed), "interrupted");
@@ -319,7 +322,8 @@ impl<'a> Cluster<'a> {
                 let answer = clock_offset(asked, there, answered);
                 best = Some(best.map_or(answer, |best| best.min(answer)));
             }
-            let (_, offset_ns) = best.unwrap_or_default();
+            let (took_ns, offset_ns) = best.unwrap_or_default();
+            self.lead = self.lead.max(LEAD_MIN + Duration::from_nanos(took_ns) * 4);
             let node = &mut self.nodes[index];
             node.offset_ns = offset_ns;
             check_skew(&node.name, offset_ns, self.spec.clock_skew_max)?;
@@ -457,13 +461,13 @@ impl<'a> Cluster<'a> {
     /// Has all begin at one instant, and waits for what they have to tell.
     fn run_load(&mut self) -> anyhow::Result<()> {
         let spec = Arc::clone(&self.spec);
-        let at = unix_ns() + LEAD.as_nanos() as u64;
+        let at = unix_ns() + self.lead.as_nanos() as u64;
         for index in 0..self.nodes.len() {
             let at_unix_ns = at.saturating_add_signed(self.nodes[index].offset_ns);
             let (warmup_s, duration_s) = (spec.run.warmup, spec.run.duration);
             self.order(index, &Order::Measure(Measure { at_unix_ns, warmup_s, duration_s }))?;
         }
-        let seconds = LEAD + Duration::from_secs_f64(spec.run.warmup + spec.run.duration);
+        let seconds = self.lead + Duration::from_secs_f64(spec.run.warmup + spec.run.duration);
         let count = intervals(spec.run.duration);
         say(&format!("measuring for {} s", spec.run.duration));
         let bar = progress_bar(count.into(), "measuring");
@@ -632,6 +636,8 @@ impl<'a> Cluster<'a> {
             };
             let event = match said {
                 Said::Event(event) => event,
+                // What a login shell prints before the node has the word.
+                Said::Noise(_) if self.nodes[index].hello.is_none() => continue,
                 Said::Noise(line) => {
                     return Err(self.failure(index, &format!("said `{line}`, which is no event")));
                 }

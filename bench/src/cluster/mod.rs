@@ -1,9 +1,9 @@
 //! Many nodes: servers and clients on hosts, in network namespaces or on loopback, measured together.
 //!
-//! The coordinator ([`cluster_run`]) starts a node process everywhere and speaks with it through a pipe ([`message`]), be that
+//! The coordinator ([`cluster_run`]) starts a node process everywhere and speaks with it through a pipe (`message`), be that
 //! one of this machine or of ssh. A node starts a server, or is a client itself by the same code as `linerate-bench run`;
 //! all clients begin at one agreed instant, told to each in its own clock. A node whose pipe ends stops what it runs: whatever
-//! becomes of the coordinator, nothing goes on without it. What does not end so is ended by its PID file ([`pidfile`]).
+//! becomes of the coordinator, nothing goes on without it. What does not end so is ended by its PID file (`pidfile`).
 
 mod coordinator;
 mod ground;

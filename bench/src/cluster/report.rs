@@ -441,7 +441,9 @@ fn check_totals(clients: &[ClientFigures], tables: usize) -> Option<CheckTotals>
 pub fn cluster_table(result: &ClusterResult) -> String {
     match result {
         ClusterResult::One(report) => one_table(report),
-        ClusterResult::Series { series, points, .. } => series_table(series, points),
+        ClusterResult::Series { series, points, folder, .. } => {
+            format!("{}\n\nkept in {folder}", series_table(series, points))
+        }
     }
 }
 
