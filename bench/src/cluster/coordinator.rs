@@ -743,6 +743,7 @@ impl<'a> Cluster<'a> {
             nodes: nodes.collect(),
             servers: &self.servers,
             failure,
+            shared_cpus: self.cpus().is_ok_and(|cpus| cpus.is_crowded),
             folder: folder.display().to_string(),
             environment,
         })

@@ -134,6 +134,7 @@ fn distinct(origin: &str, hosts: Vec<Host>) -> anyhow::Result<Vec<Host>> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::cluster::spec::tests::typed;
 
     fn list(text: &str) -> anyhow::Result<Vec<Host>> {
         host_list("--hosts", text.split(','))
@@ -163,6 +164,19 @@ mod tests {
             let error = list(text).unwrap_err().to_string();
             assert!(error.starts_with("--hosts: ") && error.contains(words), "{error}");
         }
+    }
+
+    /// Goal: a host file is a list with comments, and one that is not there is named. Method: one of each.
+    #[test]
+    fn host_files_are_read() {
+        let path = std::env::temp_dir().join(format!("linerate-hosts-{}", std::process::id()));
+        fs::write(&path, "# servers\nnode0  # the first\n\n root@node1=10.10.1.2\n").unwrap();
+        let options = typed(&format!("--hosts-file {}", path.display()));
+        let hosts = find_hosts("x", &options, &SpecFile::default()).unwrap();
+        assert_eq!(hosts, list("node0,root@node1=10.10.1.2").unwrap());
+        fs::remove_file(&path).unwrap();
+        let error = find_hosts("x", &options, &SpecFile::default()).unwrap_err().to_string();
+        assert_eq!(error, format!("cannot read the host file {}", path.display()));
     }
 
     /// Goal: the experiment's own list is understood. Method: lines as CloudLab prints them, out of order.

@@ -91,6 +91,8 @@ pub struct ClusterReport {
     pub misrouted: u64,
     /// How far the share of any node or core of the partitions is from a fair one at most, in per cent of that.
     pub partition_balance_pct: f64,
+    /// Whether nodes of one machine had to share its CPUs: such figures say that it works, not how fast a cluster is.
+    pub shared_cpus: bool,
     /// What counts as line rate, in bits per second.
     pub line_rate_bits_per_sec: u64,
     /// The largest share of line rate of any node; `None` on loopback, which is no line.
@@ -241,6 +243,7 @@ pub(crate) struct RunFacts<'a> {
     /// What the first client was told by the servers.
     pub(crate) servers: &'a [ServerStatistics],
     pub(crate) failure: Option<String>,
+    pub(crate) shared_cpus: bool,
     pub(crate) folder: String,
     pub(crate) environment: Environment,
 }
@@ -248,7 +251,7 @@ pub(crate) struct RunFacts<'a> {
 impl ClusterReport {
     /// Puts together what the nodes have told, as far as they have.
     pub(crate) fn of(facts: RunFacts<'_>) -> Self {
-        let RunFacts { spec, map, nodes, servers, failure, folder, environment } = facts;
+        let RunFacts { spec, map, nodes, servers, failure, shared_cpus, folder, environment } = facts;
         let reports: Vec<_> = nodes.iter().map(|node| node_report(node, spec, servers)).collect();
         let clients: Vec<_> = nodes.iter().filter(|node| node.role == Role::Client).collect();
         let figures: Vec<ClientFigures> =
@@ -265,6 +268,7 @@ impl ClusterReport {
             total_ops_per_sec_mean: clients.iter().map(|client| mean_rate(client.samples)).sum(),
             misrouted: servers.iter().map(|core| grown(core, "wrong_core") + grown(core, "moved")).sum(),
             partition_balance_pct: map.map_or(0.0, balance_pct),
+            shared_cpus,
             line_rate_bits_per_sec: spec.network.line_rate.bits_per_sec(),
             line_rate_share_max: reports.iter().filter_map(|node| node.line_rate_share).reduce(f64::max),
             errors: sum(|client| client.errors),
@@ -523,6 +527,9 @@ fn one_table(report: &ClusterReport) -> String {
             check.violations
         );
     }
+    if report.shared_cpus {
+        text += "\nnodes shared CPUs: these figures say that it works, not how fast a cluster is";
+    }
     if report.partial {
         text += "\npartial: the run did not come to its end";
     }
@@ -697,6 +704,7 @@ mod tests {
             ],
             servers: &servers,
             failure: failure.map(str::to_owned),
+            shared_cpus: false,
             folder: "cluster-results/x".to_owned(),
             environment: report().environment,
         })
@@ -718,7 +726,7 @@ mod tests {
     fn the_json_keeps_its_contract() {
         let value = serde_json::to_value(facts_reported(None)).unwrap();
         let names = "kind name launcher partial failure total_ops_per_sec total_ops_per_sec_mean misrouted \
-                     partition_balance_pct line_rate_bits_per_sec line_rate_share_max errors outcome_unknown retransmits coalesced_per_sec \
+                     partition_balance_pct shared_cpus line_rate_bits_per_sec line_rate_share_max errors outcome_unknown retransmits coalesced_per_sec \
                      wrong_values check ops_per_sec nodes folder spec environment";
         assert_eq!(keys(&value), sorted(names));
         let names = "name role host addr median_ops_per_sec cpu_pct host_cpu_pct rss_bytes tx_gbit rx_gbit line_rate_share \
