@@ -14,6 +14,7 @@ tests() { cargo test --workspace --locked; }
 scripts() { shellcheck -x ci.sh .ci/run setup/*.sh setup/tests/*.sh; }
 # What makes a machine a node. What a machine lacks for a check, the check says; with LINERATE_SETUP=required it fails.
 setup() {
+  setup/tests/tune-nic.sh
   setup/tests/bootstrap.sh
   setup/tests/unit.sh
   setup/tests/profile.sh
