@@ -1,7 +1,7 @@
 //! What `linerate-bench` is made of: a measurement from beginning to end ([`run`], [`ceiling`], [`wire`], [`store`],
 //! [`cache`], [`cluster`]) as it was asked for
 //! ([`options`]), what a client thread does ([`load`]: [`workload`], [`key`], [`value`]), whether the answers were those of
-//! a linearizable store ([`check`]), what is measured ([`latency`], [`core_to_core`]) and what is reported ([`output`],
+//! a linearizable store ([`check`]), what is measured ([`latency`], [`core_to_core`]), what could be at most ([`line_rate`]) and what is reported ([`output`],
 //! [`results`]).
 //!
 //! The client should cost as little as it can and still do what a real one does, as it shares the machine with the
@@ -17,6 +17,7 @@ pub mod cluster;
 pub mod core_to_core;
 pub mod key;
 pub mod latency;
+pub mod line_rate;
 pub mod load;
 pub mod options;
 pub mod output;

@@ -17,6 +17,7 @@ use linerate_bench::{
     cluster::{
         ClusterCommand, ClusterResult, ClusterRunOptions, cluster_run, cluster_table, exec, node, reap,
     },
+    line_rate::{ModelOptions, prediction_table},
     options::{Command, DemoOptions, Options, RunOptions, StoreOptions, WireOptions},
     output::{Environment, Report, table},
     results,
@@ -66,6 +67,7 @@ fn execute(options: Options) -> anyhow::Result<Verdict> {
         Command::Cluster(ClusterCommand::Node(options)) => node(&options, &stop).map(|()| Verdict::Right),
         Command::Cluster(ClusterCommand::Reap(options)) => reap(&options).map(|()| Verdict::Right),
         Command::Cluster(ClusterCommand::Exec(options)) => exec(&options).map(|()| Verdict::Right),
+        Command::Model(options) => show_model(&options),
     }
 }
 
@@ -185,6 +187,15 @@ fn show_cluster(options: &ClusterRunOptions, result: &ClusterResult) -> anyhow::
         }
         None => Ok(Verdict::Right),
     }
+}
+
+fn show_model(options: &ModelOptions) -> anyhow::Result<Verdict> {
+    let predictions = options.predict()?;
+    match &options.json {
+        Some(target) => target.write(&predictions)?,
+        None => say(&prediction_table(&predictions))?,
+    }
+    Ok(Verdict::Right)
 }
 
 fn keep(name: Option<&str>, result: &impl Serialize, environment: &Environment) -> anyhow::Result<()> {

@@ -26,6 +26,7 @@ use crate::{
     cache::CacheOptions,
     check::versions::TableShape,
     cluster::ClusterCommand,
+    line_rate::ModelOptions,
     output::{Config, JsonTarget},
     wire::{WirePort, rate::Rate},
     workload::{KeyDistribution, RECORDS_MAX, StreamLaw, Theta, ValueLen, Workload},
@@ -64,6 +65,8 @@ pub enum Command {
     /// Many servers and clients: on hosts that ssh reaches, in network namespaces, or on this machine's loopback
     #[command(subcommand)]
     Cluster(ClusterCommand),
+    /// What servers and clients with full network cards could do: a calculation, nothing is measured
+    Model(ModelOptions),
 }
 
 /// The demo can be made shorter, and nothing else.

@@ -269,6 +269,12 @@ fn bad_input_names_the_allowed_range() {
         ("run --check-shared /proc/none", "/proc/none"),
         ("ceiling --check", "no store to check"),
         ("run --target nowhere", "host:port"),
+        ("model --servers 0", "1.."),
+        ("model --value-len 2000", "too long"),
+        ("model --mtu 500", "604..=9000"),
+        ("model --placement ring", "rendezvous or modulo"),
+        ("model --ns-per-datagram 0", "1 to 1000000"),
+        ("model --line-rate 10", "1mbit to 100gbit"),
         ("ceiling --target 127.0.0.1:1", "embedded"),
     ] {
         let output = bench(arguments);
@@ -276,6 +282,26 @@ fn bad_input_names_the_allowed_range() {
         assert!(!output.status.success(), "{arguments}");
         assert!(error.contains(words), "{arguments}: {error}");
     }
+}
+
+/// Goal: the model is told without a measurement, one prediction for each number of servers. Method: JSON and table; twice
+/// the servers asked alike can twice as much.
+#[test]
+fn the_model_is_told() {
+    let predictions = json(
+        "model --servers 2,4 --workload b --distribution uniform --records 5000 --ns-per-datagram 1000 --json -",
+    );
+    let of = |index: usize, name: &str| {
+        predictions[index][name].as_f64().unwrap_or_else(|| panic!("{name}: {predictions}"))
+    };
+    assert_eq!(predictions.as_array().unwrap().len(), 2);
+    assert!((of(1, "even_ops_per_sec") / of(0, "even_ops_per_sec") - 2.0).abs() < 1e-9);
+    assert!(of(0, "ops_per_sec") <= of(0, "even_ops_per_sec") && of(0, "busiest_share") >= 0.5);
+    assert!(predictions[0]["coalesced"]["answered_per_sec"].as_f64().unwrap() >= of(0, "ops_per_sec"));
+    assert_eq!(predictions[1]["limit"], "server_replies");
+    assert!(of(1, "cores") > of(1, "busiest_core"));
+    let table = String::from_utf8(bench("model --servers 4 --clients 2").stdout).unwrap();
+    assert!(table.contains("4 servers") && table.contains("client replies"), "{table}");
 }
 
 /// Goal: an unreachable server is an error, not a wait without end. Method: a target where nobody listens.

@@ -16,6 +16,15 @@ const ETHERNET_HEADER_LEN: u64 = 14;
 /// Bits per second of the network card that the project is made for.
 pub const LINE_RATE: Rate = Rate(10_000_000_000);
 
+/// Bytes that an IP packet takes on a cable: 38 more than its own. Shorter ones than Ethernet carries are filled up
+/// (IEEE 802.3, clause 4.2.3.3: 64 bytes with the checksum).
+#[must_use]
+pub const fn wire_len(packet_len: usize) -> usize {
+    const PACKET_LEN_MIN: usize = 46;
+    let packet_len = if packet_len < PACKET_LEN_MIN { PACKET_LEN_MIN } else { packet_len };
+    packet_len + ETHERNET_HEADER_LEN as usize + AROUND_FRAME_LEN as usize
+}
+
 /// Longest frame as the kernel counts it, in bytes, on a link with this MTU.
 #[must_use]
 pub const fn frame_len_max(mtu: u16) -> u64 {
@@ -99,6 +108,11 @@ mod tests {
         }
         let half: Rate = "5gbit".parse().unwrap();
         assert_eq!(half.share(5.0), 1.0);
+    }
+
+    #[test]
+    fn packets_have_38_bytes_around_them() {
+        assert_eq!([0, 46, 47, 1_500].map(wire_len), [84, 84, 85, 1_538]);
     }
 
     /// Goal: a shaper that does not know of gaps is given a rate with which full frames take the wanted one. Method: frames
