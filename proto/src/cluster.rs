@@ -73,6 +73,8 @@ pub struct ClusterSpec {
     placement: Placement,
     /// By ascending id.
     members: Vec<Member>,
+    /// Kept, because each page of a map and each look at a session tells it.
+    digest: u64,
 }
 
 /// Why something is no cluster.
@@ -154,7 +156,7 @@ impl ClusterSpec {
     pub fn alone(cores: u8) -> Self {
         assert!(cores > 0, "a server has a core");
         let addr = SocketAddr::new(Ipv6Addr::UNSPECIFIED.into(), 0);
-        Self { epoch: 0, placement: Placement::Rendezvous, members: vec![Member { id: 0, addr, cores }] }
+        Self::digested(0, Placement::Rendezvous, vec![Member { id: 0, addr, cores }])
     }
 
     fn checked(epoch: u16, placement: Placement, mut members: Vec<Member>) -> Result<Self, ClusterError> {
@@ -177,7 +179,7 @@ impl ClusterSpec {
         if taken.len() > PARTITIONS {
             return Err(ClusterError::TooManyCores(taken.len()));
         }
-        let spec = Self { epoch, placement, members };
+        let spec = Self::digested(epoch, placement, members);
         // Ids first: two nodes of one id share an address more often than not.
         ClusterMap::modulo(&spec.nodes(), epoch)?;
         if let Some(pair) = taken.windows(2).find(|pair| pair[0].0 == pair[1].0) {
@@ -229,13 +231,18 @@ impl ClusterSpec {
 
     /// A number that is the same for equal maps, and hardly ever for others. Not against those who want it to be.
     #[must_use]
-    pub fn digest(&self) -> u64 {
-        let mut bytes = self.epoch.to_be_bytes().to_vec();
-        bytes.push(placement_code(self.placement));
-        for member in &self.members {
+    pub const fn digest(&self) -> u64 {
+        self.digest
+    }
+
+    /// `members`: by ascending id.
+    fn digested(epoch: u16, placement: Placement, members: Vec<Member>) -> Self {
+        let mut bytes = epoch.to_be_bytes().to_vec();
+        bytes.push(placement_code(placement));
+        for member in &members {
             bytes.extend_from_slice(WireMember::from(member).as_bytes());
         }
-        key_hash(Key::new(&bytes))
+        Self { epoch, placement, members, digest: key_hash(Key::new(&bytes)) }
     }
 
     fn nodes(&self) -> Vec<Node> {

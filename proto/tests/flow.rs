@@ -6,7 +6,9 @@ use std::{collections::HashMap, net::SocketAddr, time::Duration};
 
 use linerate_proto::{
     DropReason, Instant,
+    cluster::{ClusterSpec, Member, Membership},
     flow::{Ended, Flow, FlowConfig, Outcome, PushError, check_lengths},
+    placement::Placement,
     session::{Control, SessionConfig, SessionTable, Verdict},
     wire::{
         Condition, DATAGRAM_LEN_MAX, Flags, Hello, Kind, Meta, OpResult, Operation, OperationKind,
@@ -1018,7 +1020,8 @@ fn replies_that_answer_nothing_are_ignored() {
     for (offset, byte, reason) in [
         (0, 0x27, DropReason::Version),
         (0, 0x16, DropReason::Checksum),
-        (0, 0x1f, DropReason::Checksum),
+        (0, 0x1e, DropReason::Checksum),
+        (0, 0x1f, DropReason::Unexpected),
         (1, 1, DropReason::Checksum),
         (2, 8, DropReason::Slot),
         (2, 255, DropReason::Slot),
@@ -1356,6 +1359,45 @@ fn ping_and_statistics_are_answered_once() {
     pair.receive(&answers[0]).unwrap();
     assert_eq!(pair.flow.take_statistics().unwrap()[STAT_COUNT - 1], 42);
     assert!(pair.flow.take_statistics().is_none());
+}
+
+/// Goal: the cluster map is learned page by page, at the cost of those who asked for it only. Method: a map of three pages;
+/// one unasked, all in turn, and each once more when the map is complete.
+#[test]
+fn a_map_is_taken_by_who_asked_for_it() {
+    let member = |id| Member { id, addr: SocketAddr::new([10, 0, 0, id as u8].into(), 4_100), cores: 1 };
+    let spec = ClusterSpec::new(3, Placement::Rendezvous, (0..40).map(member).collect()).unwrap();
+    let server = Membership::new(spec.clone(), 7).unwrap();
+    let page = |question: &[u8]| {
+        let (ping, _) = Ping::ref_from_prefix(question).unwrap();
+        let flags = Flags::CHECKSUM;
+        let common = linerate_proto::wire::Common { kind: Kind::MAP_PAGE, flags, ..ping.common };
+        let mut out = vec![0; DATAGRAM_LEN_MAX];
+        let len = server.write_page(common, ping.echo, &mut out);
+        out.truncate(len + TRAILER_LEN);
+        write_trailer(&mut out);
+        out
+    };
+    let mut pair = Pair::new();
+    pair.flow.ping();
+    let unasked = page(&pair.sent()[0]);
+    assert_eq!(pair.receive(&unasked), Err(DropReason::Unexpected));
+    assert!(pair.sent().is_empty());
+    pair.flow.ask_cluster();
+    let mut pages = vec![];
+    while pair.flow.take_cluster().is_none_or(|learned| {
+        assert_eq!(learned, spec);
+        false
+    }) {
+        let [question] = &pair.sent()[..] else { panic!("one question after {} pages", pages.len()) };
+        pages.push(page(question));
+        pair.receive(pages.last().unwrap()).unwrap();
+    }
+    assert_eq!(pages.len(), 3);
+    for late in &pages {
+        assert_eq!(pair.receive(late), Err(DropReason::Unexpected));
+    }
+    assert!(pair.sent().is_empty() && pair.flow.take_cluster().is_none());
 }
 
 /// Goal: a server that has forgotten the session can say so to a question, too. Method: a ping into a session that the

@@ -140,8 +140,8 @@ pub struct Flow {
     next: Option<Next>,
     control: Option<Control>,
     pong: Option<Duration>,
-    /// What is here of the cluster map, and all of it.
-    paged_map: PagedMap,
+    /// What is here of the cluster map while it is asked for, and all of it.
+    paged_map: Option<PagedMap>,
     cluster: Option<ClusterSpec>,
     statistics: Option<Box<[u64; STAT_COUNT]>>,
     handshakes: u32,
@@ -208,7 +208,7 @@ impl Flow {
             next: None,
             control: None,
             pong: None,
-            paged_map: PagedMap::default(),
+            paged_map: None,
             cluster: None,
             statistics: None,
             handshakes: 0,
@@ -359,6 +359,7 @@ impl Flow {
     pub fn ask_cluster(&mut self) {
         self.control = Some(Control::Map);
         self.cluster = None;
+        self.paged_map.get_or_insert_default();
     }
 
     /// Tells the server, as soon as nothing waits for it any more, that the session is no longer needed. Afterwards the flow

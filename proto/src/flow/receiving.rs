@@ -231,8 +231,10 @@ impl Flow {
         let (head, _) = Ping::ref_from_prefix(message).map_err(|_| DropReason::Truncated)?;
         self.check_session(&head.common)?;
         self.last_heard = now;
-        match self.paged_map.take(message)? {
-            Some(cluster) => self.cluster = Some(cluster),
+        // Making a map of pages takes time: nobody but who asked for it spends that.
+        let paged_map = self.paged_map.as_mut().ok_or(DropReason::Unexpected)?;
+        match paged_map.take(message)? {
+            Some(cluster) => (self.cluster, self.paged_map) = (Some(cluster), None),
             None => self.control = self.control.or(Some(super::Control::Map)),
         }
         Ok(())

@@ -189,7 +189,10 @@ impl Flow {
             session: self.session.into(),
             token: self.token.into(),
         };
-        let echo = if control == Control::Map { self.paged_map.len() as u64 } else { now.as_nanos() };
+        let echo = match control {
+            Control::Map => self.paged_map.as_ref().map_or(0, |map| map.len() as u64),
+            Control::Ping | Control::Stats | Control::Close => now.as_nanos(),
+        };
         let message = Ping { common, echo: echo.into() };
         out[..size_of::<Ping>()].copy_from_slice(message.as_bytes());
         out[size_of::<Ping>()..].fill(0);

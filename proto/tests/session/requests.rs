@@ -139,13 +139,14 @@ fn a_slot_gives_back_what_it_keeps() {
         slot.begin(version);
         let mut expected = vec![];
         for _ in 0..rng.random_range(1..=255) {
-            let (result, number) = match rng.random_range(0..3) {
+            let (result, number) = match rng.random_range(0..4) {
                 0 => {
                     version += 1;
                     (OpResult::Done, version)
                 }
                 1 => (OpResult::NotFound, version),
-                _ => (OpResult::NotExecuted(Reason::from_code(rng.random_range(1..250))), 0),
+                2 => (OpResult::NotExecuted(Reason::Moved { epoch: CONFIG.epoch }), 0),
+                _ => (OpResult::NotExecuted(Reason::from_code(rng.random_range(1..249))), 0),
             };
             slot.keep(&result);
             expected.push((result, number));
