@@ -18,13 +18,14 @@ use linerate_dataplane::{
     sim::{Faults, SimNetwork, SimPort},
 };
 use linerate_proto::{
-    DropReason, Instant,
-    cluster::Membership,
+    DropReason, Instant, Key,
+    cluster::{ClusterSpec, Member, Membership},
+    placement::{Owner, Placement},
     session,
     wire::{
         self, Common, Condition, CookieReply, DATAGRAM_LEN_MAX, Flags, Hello, Kind, NoSession, OpResult,
-        Open, Opened, Operation, Ping, Reason, ReplyHeader, RequestHeader, Results, STAT_COUNT, STAT_NAMES,
-        Statistic, TRAILER_LEN, Terms,
+        Open, Opened, Operation, Ping, Range, Reason, ReplyHeader, RequestHeader, Results, STAT_COUNT,
+        STAT_NAMES, Statistic, TRAILER_LEN, Terms,
     },
 };
 use linerate_server::{
@@ -83,6 +84,7 @@ struct Speaker {
     session: u32,
     token: u64,
     checksum: bool,
+    epoch: u16,
 }
 
 impl Speaker {
@@ -98,6 +100,7 @@ impl Speaker {
             session: opened.common.session.get(),
             token: opened.common.token.get(),
             checksum: opened.checksum == 1,
+            epoch: opened.epoch.get(),
         })
     }
 
@@ -118,12 +121,26 @@ impl Speaker {
     /// A request of bytes that need not be operations.
     fn raw(&self, slot: u8, seq: u32, read_only: bool, count: u8, body: &[u8]) -> Vec<u8> {
         let common = Common { slot, ..self.common(Kind::REQUEST, Flags::READ_ONLY.when(read_only)) };
-        let header = RequestHeader { common, seq: seq.into(), count, epoch: 0.into(), spare: 0 };
+        let header = RequestHeader { common, seq: seq.into(), count, epoch: self.epoch.into(), spare: 0 };
         self.finish([header.as_bytes(), body].concat())
     }
 
     fn request(&self, slot: u8, seq: u32, operations: &[Operation<'_>]) -> Vec<u8> {
         self.raw(slot, seq, operations[0].is_read(), operations.len() as u8, &body(operations))
+    }
+
+    fn ranges(&self, slot: u8, seq: u32, ranges: &[Range<'_>]) -> Vec<u8> {
+        let flags = Flags::TRANSFER.with(Flags::READ_ONLY);
+        let common = Common { slot, ..self.common(Kind::REQUEST, flags) };
+        let (count, epoch) = (ranges.len() as u8, self.epoch.into());
+        let mut request =
+            RequestHeader { common, seq: seq.into(), count, epoch, spare: 0 }.as_bytes().to_vec();
+        for range in ranges {
+            let mut out = [0; 300];
+            let len = range.write(&mut out).unwrap();
+            request.extend_from_slice(&out[..len]);
+        }
+        self.finish(request)
     }
 
     fn control(&self, kind: Kind) -> Vec<u8> {
@@ -298,6 +315,11 @@ impl Sim {
 
     /// A server of so many cores, of which this is the first.
     fn with(cores: u8, store_len: usize) -> Self {
+        Self::of(Membership::alone(cores), store_len)
+    }
+
+    /// The first core of a node.
+    fn of(cluster: Membership, store_len: usize) -> Self {
         let network = SimNetwork::new(0, Faults::NONE);
         let port = network.port(SERVER.into()).unwrap();
         let published = Published::default();
@@ -306,19 +328,18 @@ impl Sim {
             boot_id: 1,
             data_epoch: 1,
             base_port: SERVER.1,
-            cores,
+            cores: cluster.member().cores,
             core: 0,
-            epoch: 0,
-            map_digest: 0,
-            node_id: 0,
+            epoch: cluster.spec().epoch(),
+            map_digest: cluster.spec().digest(),
+            node_id: cluster.member().id,
             memory_len_max: SESSIONS_LEN_MAX,
             staging_len_max: 4 << 20,
             lease: LEASE,
             queue_datagrams: 4_096,
         };
         let store = Store::new(store_len, AtCapacity::Refuse, [1, 2, 3, 4]).unwrap();
-        let cluster = Arc::new(Membership::alone(cores));
-        let worker = Worker::new(store, sessions, cluster, published.clone());
+        let worker = Worker::new(store, sessions, Arc::new(cluster), published.clone());
         Self { network, worker, port, published, peers: HashMap::new() }
     }
 
@@ -381,7 +402,7 @@ impl Sim {
         assert_eq!(answer.len(), datagram_len);
         let (opened, _) = Opened::ref_from_prefix(&answer).unwrap();
         let (session, token) = (opened.common.session.get(), opened.common.token.get());
-        Speaker { session, token, checksum: true }
+        Speaker { session, token, checksum: true, epoch: opened.epoch.get() }
     }
 
     fn stats(&mut self) -> [u64; STAT_COUNT] {
@@ -904,13 +925,17 @@ fn what_was_addressed_by_another_map_stays_refused() {
         assert_eq!(results(&sim.ask(from, &of_epoch(get.clone(), epoch))), moved);
         assert_eq!(results(&sim.ask(from, &get)), [word(OpResult::NotFound)]);
     }
+    let range = Range { key: Key::new(b"key"), version: 0, offset: 0, len: 100 };
+    let ranges = |epoch| of_epoch(speaker.ranges(3, 1, &[range]), epoch);
+    assert_eq!(results(&sim.ask(from, &ranges(1))), moved);
+    assert_eq!(results(&sim.ask(from, &ranges(0))), [word(OpResult::NotFound)]);
     let begin = [5, 0, 0, 0, 0, 0, 0, 1, 0, 0, 1, 0];
     let common = Common { slot: 2, ..speaker.common(Kind::REQUEST, Flags::TRANSFER) };
     let header = RequestHeader { common, seq: 1.into(), count: 1, epoch: 9.into(), spare: 0 };
     let request = speaker.finish([header.as_bytes(), &begin].concat());
     assert_eq!(results(&sim.ask(from, &request)), moved);
     assert_eq!(sim.stats()[Statistic::StagedBytes as usize], 0);
-    assert_eq!(sim.stats()[Statistic::Moved as usize], 7);
+    assert_eq!(sim.stats()[Statistic::Moved as usize], 8);
     assert_eq!(results(&sim.ask(from, &put(4))), [word(OpResult::Done)]);
     assert_eq!(
         results(&sim.ask(from, &of_epoch(put(4), 1))),
@@ -918,6 +943,47 @@ fn what_was_addressed_by_another_map_stays_refused() {
         "a copy of what was done"
     );
     sim.serves_a_normal_client();
+}
+
+/// Goal: a server keeps to its node's keys and each core to its own, and says which of both it was. Method: one core of two of
+/// one node of two; requests of each class for keys of its own, of its neighbour and of the other node, and for all of these together.
+#[test]
+fn keys_of_others_are_refused_by_whose_they_are() {
+    let member = |id: u8| Member { id: id.into(), addr: addr(id, SERVER.1), cores: 2 };
+    let spec = ClusterSpec::new(7, Placement::Rendezvous, vec![member(8), member(9)]).unwrap();
+    let map = spec.map();
+    let from = addr(1, 5_000);
+    let mut sim = Sim::of(Membership::new(spec, 9).unwrap(), 1 << 20);
+    let speaker = sim.speaker(from, 1);
+    let key_of = |node, core| {
+        let owned = |key: &[u8; 2]| map.owner_of_key(Key::new(key)) == Owner { node, core };
+        (0..1_000u16).map(u16::to_be_bytes).find(owned).unwrap()
+    };
+    let (own, next, foreign) = (key_of(1, 0), key_of(1, 1), key_of(0, 0));
+    let moved = || word(OpResult::NotExecuted(Reason::Moved { epoch: 7 }));
+    let wrong_core = || word(OpResult::NotExecuted(Reason::WrongCore));
+    let mut seq = 0;
+    for (keys, word_of) in [
+        (vec![next], wrong_core as fn() -> String),
+        (vec![own, next], wrong_core),
+        (vec![foreign], moved),
+        (vec![own, next, foreign], moved),
+    ] {
+        seq += 1;
+        let refused = vec![word_of(); keys.len()];
+        let puts: Vec<_> = keys.iter().map(|key| Operation::put(key, b"value")).collect();
+        assert_eq!(results(&sim.ask(from, &speaker.request(0, seq, &puts))), refused);
+        let gets: Vec<_> = keys.iter().map(Operation::get).collect();
+        assert_eq!(results(&sim.ask(from, &speaker.request(1, seq, &gets))), refused);
+        let range = |key| Range { key: Key::new(key), version: 0, offset: 0, len: 100 };
+        let ranges: Vec<_> = keys.iter().map(|key| range(key)).collect();
+        assert_eq!(results(&sim.ask(from, &speaker.ranges(2, seq, &ranges))), refused);
+    }
+    let stats = sim.stats();
+    let of = |statistic: Statistic| stats[statistic as usize];
+    assert_eq!((of(Statistic::WrongCore), of(Statistic::Moved), of(Statistic::Puts)), (9, 12, 0));
+    let put = speaker.request(0, seq + 1, &[Operation::put(&own, b"value")]);
+    assert_eq!(results(&sim.ask(from, &put)), [word(OpResult::Done)]);
 }
 
 /// Goal: a request that asks for more than a reply can even refuse breaks nothing. Method: gets of a long value, of every
