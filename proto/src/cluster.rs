@@ -25,7 +25,7 @@ use std::{
     str::FromStr,
 };
 
-use serde::{Deserialize, Serialize};
+use serde::{Deserialize, Deserializer, Serialize, de};
 use thiserror::Error;
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned, network_endian as be};
 
@@ -472,19 +472,43 @@ impl PagedMap {
 #[derive(Deserialize, Serialize)]
 #[serde(deny_unknown_fields)]
 struct File {
+    #[serde(deserialize_with = "epoch")]
     epoch: u16,
     #[serde(default)]
     placement: Placement,
-    #[serde(rename = "node")]
+    #[serde(default, rename = "node")]
     nodes: Vec<FileNode>,
 }
 
 #[derive(Deserialize, Serialize)]
 #[serde(deny_unknown_fields)]
 struct FileNode {
+    #[serde(deserialize_with = "id")]
     id: u64,
     addr: String,
+    #[serde(deserialize_with = "cores")]
     cores: u8,
+}
+
+fn epoch<'de, D: Deserializer<'de>>(source: D) -> Result<u16, D::Error> {
+    number(source, |given| format!("epoch = {given}: give 1 to 65535"))
+}
+
+fn id<'de, D: Deserializer<'de>>(source: D) -> Result<u64, D::Error> {
+    number(source, |given| format!("id = {given}: give 0 to {NODE_ID_MAX}"))
+}
+
+fn cores<'de, D: Deserializer<'de>>(source: D) -> Result<u8, D::Error> {
+    number(source, |given| format!("cores = {given}: give 1 to 255"))
+}
+
+/// A number, or the sentence about one that is out of range: serde would name the Rust type.
+fn number<'de, D: Deserializer<'de>, T: TryFrom<i64>>(
+    source: D,
+    sentence: impl Fn(i64) -> String,
+) -> Result<T, D::Error> {
+    let given = i64::deserialize(source)?;
+    T::try_from(given).map_err(|_| de::Error::custom(sentence(given)))
 }
 
 /// Reads the text form.
@@ -563,7 +587,12 @@ mod tests {
         let cases = [
             (String::new(), "line 1: missing field `epoch`"),
             (format!("epoch = 0\n{one}"), "epoch 0 is that of a server that is alone"),
-            (format!("epoch = 70000\n{one}"), "line 1: invalid value"),
+            (format!("epoch = 70000\n{one}"), "line 1: epoch = 70000: give 1 to 65535"),
+            ("epoch = 1".to_owned(), "a cluster needs at least one node"),
+            (
+                format!("epoch = 1\n{}", one.replace("cores = 2", "cores = 256")),
+                "line 5: cores = 256: give 1 to 255",
+            ),
             (
                 format!("epoch = 1\nplacement = \"ring\"\n{one}"),
                 "line 2: unknown variant `ring`, expected `rendezvous` or `modulo`",
@@ -571,7 +600,7 @@ mod tests {
             (format!("epoch = 1\ncolour = 3\n{one}"), "line 2: unknown field `colour`"),
             (
                 format!("epoch = 1\n{one}[[node]]\nid = -1\naddr = \"10.0.0.2:1\"\ncores = 1\n"),
-                "line 7: invalid value",
+                "line 7: id = -1: give 0 to 9223372036854775807",
             ),
             ("epoch = 1\nnode = []".to_owned(), "a cluster needs at least one node"),
             (format!("epoch = 1\n{one}{one}"), "node id 1 is used twice"),
