@@ -502,8 +502,11 @@ fn statistics<P: Port>(control: &mut Session<P>) -> anyhow::Result<[u64; STAT_CO
 type EachCore = Vec<Box<[u64; STAT_COUNT]>>;
 
 fn each_core<P: Port>(control: &mut Session<P>) -> anyhow::Result<EachCore> {
-    let answers: Option<EachCore> = control.statistics(&mut |_| {})?.into_iter().collect();
-    answers.context("a server core did not answer the question for its statistics")
+    let answers = control.statistics(&mut |_| {})?;
+    let told = control.cores().zip(answers).map(|((addr, _), answer)| {
+        answer.with_context(|| format!("{addr} has not told its statistics: is the server still there?"))
+    });
+    told.collect()
 }
 
 fn start_server(
