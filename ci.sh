@@ -43,8 +43,8 @@ fuzz() {
   mkdir -p target/fuzz-corpus
   cargo +nightly fuzz run --sanitizer none store target/fuzz-corpus fuzz/corpus/store -- -max_total_time="${LINERATE_FUZZ_SECONDS:-20}" -max_len=1024
 }
-# The README's first command, shortened: it must run anywhere and end by itself.
-demo() { cargo run --release --locked --bin linerate-bench -- demo --duration 1 --records 50000; }
+# The README's first command, shortened, and built as above: it must run anywhere and end by itself.
+demo() { cargo run --profile sim --locked --bin linerate-bench -- demo --duration 1 --records 50000; }
 
 if [ $# -eq 0 ]; then
   set -- fmt scripts clippy doc tests setup sim mutants hostile demo
