@@ -14,7 +14,10 @@ use super::{
     message::{Sample, ServerStatistics},
     spec::{Launcher, Role, Spec},
 };
-use crate::output::{Environment, number, plain_table, shown};
+use crate::{
+    line_rate::{ModelInput, Prediction, predict},
+    output::{Environment, number, plain_table, shown},
+};
 
 /// What was measured: one run, or a series of them.
 #[derive(Clone, Debug, Serialize)]
@@ -97,6 +100,9 @@ pub struct ClusterReport {
     pub line_rate_bits_per_sec: u64,
     /// The largest share of line rate of any node; `None` on loopback, which is no line.
     pub line_rate_share_max: Option<f64>,
+    /// What full network cards of so many servers and clients allow by calculation, and the cores that takes at the CPU time
+    /// per datagram that the servers were seen to take; `None` on loopback, and for values that fit no datagram.
+    pub model: Option<Prediction>,
     /// Operations that ended as "not executed".
     pub errors: u64,
     /// Operations of which nobody knows whether they were executed.
@@ -270,6 +276,7 @@ impl ClusterReport {
             partition_balance_pct: map.map_or(0.0, balance_pct),
             shared_cpus,
             line_rate_bits_per_sec: spec.network.line_rate.bits_per_sec(),
+            model: map.and_then(|map| model(spec, map, &reports)),
             line_rate_share_max: reports.iter().filter_map(|node| node.line_rate_share).reduce(f64::max),
             errors: sum(|client| client.errors),
             outcome_unknown: sum(|client| client.outcome_unknown),
@@ -290,6 +297,26 @@ impl ClusterReport {
             environment,
         }
     }
+}
+
+/// What the cards of this cluster allow for this load.
+fn model(spec: &Spec, map: &ClusterSpec, nodes: &[NodeReport]) -> Option<Prediction> {
+    let ns_per_datagram = |node: &NodeReport| {
+        let frames_per_sec = node.tx_frames_per_sec.filter(|_| node.role == Role::Server.name())?;
+        (frames_per_sec > 0.0).then_some(node.cpu_pct * 1e7 / frames_per_sec)
+    };
+    let measured: Vec<f64> = nodes.iter().filter_map(ns_per_datagram).collect();
+    let input = ModelInput {
+        cluster: map.clone(),
+        clients: u16::try_from(spec.clients.count).ok()?,
+        law: spec.run.law(),
+        value_len: spec.run.value_len,
+        batch: spec.run.batch,
+        line_rate: spec.network.line_rate,
+        mtu: spec.network.mtu,
+        ns_per_datagram: (!measured.is_empty()).then(|| median(measured)),
+    };
+    predict(&input).ok().filter(|_| spec.launcher != Launcher::Local)
 }
 
 fn node_report(node: &NodeFacts<'_>, spec: &Spec, servers: &[ServerStatistics]) -> NodeReport {
@@ -517,6 +544,14 @@ fn one_table(report: &ClusterReport) -> String {
         report.misrouted,
         report.partition_balance_pct,
     );
+    if let Some(model) = &report.model {
+        text += &format!("\nfull cards would allow {:.2} Mop/s", model.ops_per_sec / 1e6);
+        if let (Some(cores), Some(core)) = (model.cores, model.busiest_core) {
+            text += &format!(
+                ", for which the busiest server needs {cores:.1} cores and its busiest core is {core:.2} busy"
+            );
+        }
+    }
     if let Some(coalesced) = report.coalesced_per_sec {
         text += &format!("\nbeside these {:.3} M/s gets were coalesced", coalesced / 1e6);
     }
@@ -726,7 +761,7 @@ mod tests {
     fn the_json_keeps_its_contract() {
         let value = serde_json::to_value(facts_reported(None)).unwrap();
         let names = "kind name launcher partial failure total_ops_per_sec total_ops_per_sec_mean misrouted \
-                     partition_balance_pct shared_cpus line_rate_bits_per_sec line_rate_share_max errors outcome_unknown retransmits coalesced_per_sec \
+                     partition_balance_pct shared_cpus line_rate_bits_per_sec line_rate_share_max model errors outcome_unknown retransmits coalesced_per_sec \
                      wrong_values check ops_per_sec nodes folder spec environment";
         assert_eq!(keys(&value), sorted(names));
         let names = "name role host addr median_ops_per_sec cpu_pct host_cpu_pct rss_bytes tx_gbit rx_gbit line_rate_share \
@@ -736,6 +771,9 @@ mod tests {
         let names = "ops_checked sampled_ops violations first_violation windows data_epochs tables audit";
         assert_eq!(keys(&value["check"]), sorted(names));
         assert_eq!(keys(&value["check"]["audit"]), sorted("acknowledged unknown grown impossible"));
+        let model = &value["model"];
+        assert_eq!(model["servers"], value["spec"]["servers"]["count"]);
+        assert!(model["ops_per_sec"].as_f64().unwrap() > 1e6 && model["cores"].as_f64().unwrap() > 0.0);
         for (place, expected) in [
             ("/kind", json!("cluster")),
             ("/launcher", json!("netns")),
