@@ -260,19 +260,19 @@ impl Session<XdpPort> {
     }
 }
 
-/// Opens a port to all contacts, or, if there is a kind that can not be opened towards one that is down, to any of them.
-fn open_any<P>(
+/// Opens a way to all contacts, or, if there is a kind that can not be opened towards one that is down, to any of them.
+fn open_any<T>(
     contacts: &mut Vec<SocketAddr>,
-    mut open: impl FnMut(&[SocketAddr]) -> io::Result<P>,
-) -> io::Result<P> {
+    mut open: impl FnMut(&[SocketAddr]) -> io::Result<T>,
+) -> io::Result<T> {
     let error = match open(contacts) {
-        Ok(port) => return Ok(port),
+        Ok(way) => return Ok(way),
         Err(error) => error,
     };
     for &contact in contacts.iter().filter(|_| contacts.len() > 1) {
-        if let Ok(port) = open(&[contact]) {
+        if let Ok(way) = open(&[contact]) {
             *contacts = vec![contact];
-            return Ok(port);
+            return Ok(way);
         }
     }
     Err(error)
@@ -312,58 +312,78 @@ impl<P: Port> Session<P> {
     pub fn connect(
         servers: &[SocketAddr],
         config: SessionConfig,
-        open: impl FnMut(&[SocketAddr]) -> io::Result<P>,
-    ) -> Result<Self, ConnectError> {
-        Self::connect_since(SystemInstant::now(), servers, config, open)
-    }
-
-    /// The same for a session whose time has begun already.
-    fn connect_since(
-        started: SystemInstant,
-        servers: &[SocketAddr],
-        config: SessionConfig,
         mut open: impl FnMut(&[SocketAddr]) -> io::Result<P>,
     ) -> Result<Self, ConnectError> {
         let mut contacts = servers.to_vec();
         contacts.sort_unstable();
         contacts.dedup();
+        let port = open_any(&mut contacts, &mut open)?;
+        let mut session = Self::open(port, config);
+        session.join(contacts, &mut open, &mut None)?;
+        Ok(session)
+    }
+
+    /// Opens sessions with all cores of the cluster that the contacts belong to. If that takes another port, the present one
+    /// becomes `kept`, unless one is there.
+    fn join(
+        &mut self,
+        mut contacts: Vec<SocketAddr>,
+        open: &mut impl FnMut(&[SocketAddr]) -> io::Result<P>,
+        kept: &mut Option<P>,
+    ) -> Result<(), ConnectError> {
         for _ in 0..MAP_CHANGES_MAX {
             // A later start of the same client has a later generation.
             let since_1970 = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
             let generation = since_1970.as_nanos() as u64;
-            let client_id = config.client_id.unwrap_or_else(rand::random);
-            let port = open_any(&mut contacts, &mut open)?;
+            let client_id = self.config.client_id.unwrap_or_else(rand::random);
+            open_any(&mut contacts, |addrs| self.reach(addrs, open, kept))?;
             // Which core of its server an address belongs to is only known afterwards.
             let asked: Vec<_> = contacts.iter().map(|&addr| (addr, None)).collect();
-            let mut session = Self::open(port, &asked, config, (client_id, generation), started);
-            session.open_some()?;
-            let (cluster, teller) = session.learn_cluster()?;
-            if cluster.is_alone() && cluster.members()[0].cores == 1 {
-                session.adopt(cluster, vec![0]);
-                return Ok(session);
+            self.flows = core_flows(&self.port, &asked, &self.config, 0, (client_id, generation));
+            self.open_some()?;
+            let (cluster, teller) = self.learn_cluster()?;
+            let cores = self.places(&cluster, teller)?;
+            let told_by = self.flows[teller].peer.addr;
+            if cluster.is_alone() && cores.len() == 1 {
+                let teller = self.flows.swap_remove(teller);
+                // Those that have not answered own nothing.
+                self.close();
+                self.flows = vec![teller];
+                self.adopt(cluster, vec![0]);
+                return Ok(());
             }
-            let cores = session.places(&cluster, teller)?;
-            let told_by = session.flows[teller].peer.addr;
             // One more session at core 0 than needed would hold its slots until the lease ends.
-            session.close();
+            self.close();
             let addrs: Vec<_> = cores.iter().map(|&(addr, _)| addr).collect();
-            if !session.port.reach(&addrs)? {
-                session.port = open(&addrs)?;
-            }
-            let client_id = config.client_id.unwrap_or_else(rand::random);
+            self.reach(&addrs, open, kept)?;
+            let client_id = self.config.client_id.unwrap_or_else(rand::random);
             // Above those that the first sessions have used.
             let client = (client_id, generation + (1 << 20));
-            session.between = Between::of(&config);
-            session.flows = core_flows(&session.port, &cores, &config, cluster.epoch(), client);
+            self.flows = core_flows(&self.port, &cores, &self.config, cluster.epoch(), client);
             let firsts = (0..cores.len()).filter(|&index| cores[index].1 == Some(0)).collect();
-            session.adopt(cluster, firsts);
-            session.reopen()?;
-            match session.newer_map(told_by)? {
+            self.adopt(cluster, firsts);
+            self.reopen()?;
+            match self.newer_map(told_by)? {
                 Some(addr) => contacts = vec![addr],
-                None => return Ok(session),
+                None => return Ok(()),
             }
+            self.close();
         }
         Err(ConnectError::Unsettled)
+    }
+
+    /// Sees to it that the port reaches these addresses, or takes another one that does.
+    fn reach(
+        &mut self,
+        addrs: &[SocketAddr],
+        open: &mut impl FnMut(&[SocketAddr]) -> io::Result<P>,
+        kept: &mut Option<P>,
+    ) -> io::Result<()> {
+        if !self.port.reach(addrs)? {
+            let former = std::mem::replace(&mut self.port, open(addrs)?);
+            kept.get_or_insert(former);
+        }
+        Ok(())
     }
 
     /// Connects again, by the newest cluster map that its servers have; everything taken must have
@@ -375,7 +395,10 @@ impl<P: Port> Session<P> {
     ///
     /// # Panics
     /// While operations are in flight.
-    pub fn refresh(&mut self, open: impl FnMut(&[SocketAddr]) -> io::Result<P>) -> Result<(), ConnectError> {
+    pub fn refresh(
+        &mut self,
+        mut open: impl FnMut(&[SocketAddr]) -> io::Result<P>,
+    ) -> Result<(), ConnectError> {
         assert!(self.is_idle(), "operations in flight belong to the former map");
         let known = self.cluster.members().iter().map(|member| member.addr);
         // A server that is alone does not know its address.
@@ -383,9 +406,27 @@ impl<P: Port> Session<P> {
             true => self.flows.first().map(|core| core.peer.addr).into_iter().collect(),
             false => known.collect(),
         };
-        let fresh = Self::connect_since(self.started, &contacts, self.config, open)?;
-        let former = std::mem::replace(self, fresh);
-        self.retired = former.counters();
+        let counted = self.counters();
+        let mut flows = std::mem::take(&mut self.flows);
+        let nodes = std::mem::take(&mut self.nodes);
+        let (cluster, map) = (self.cluster.clone(), self.map.clone());
+        let between = self.between.take();
+        let mut kept = None;
+        if let Err(error) = self.join(contacts, &mut open, &mut kept) {
+            self.close();
+            (self.flows, self.nodes, self.cluster, self.map) = (flows, nodes, cluster, map);
+            self.between = between;
+            if let Some(port) = kept {
+                self.port = port;
+            }
+            return Err(error);
+        }
+        say_goodbyes(self.now(), &mut flows, kept.as_mut().unwrap_or(&mut self.port));
+        self.retired.flows = counted.flows;
+        self.retired.coalesced = counted.coalesced;
+        if kept.is_some() {
+            self.retired.port = counted.port;
+        }
         Ok(())
     }
 
@@ -422,32 +463,27 @@ impl<P: Port> Session<P> {
         let number = |core: u8| (cores.len() > 1).then_some(core);
         let alone = ClusterSpec::alone(u8::try_from(cores.len()).expect("1 to 255 cores"));
         let cores: Vec<_> = cores.iter().zip(0..).map(|(&addr, core)| (addr, number(core))).collect();
-        let mut session = Self::open(port, &cores, config, (client_id, generation), SystemInstant::now());
+        let mut session = Self::open(port, config);
+        session.flows = core_flows(&session.port, &cores, &config, alone.epoch(), (client_id, generation));
         session.adopt(alone, vec![0]);
         session
     }
 
-    /// `cores`: address of each, and its number where that is known. `client`: its id and generation.
-    fn open(
-        port: P,
-        cores: &[(SocketAddr, Option<u8>)],
-        config: SessionConfig,
-        client: (u64, u64),
-        started: SystemInstant,
-    ) -> Self {
+    /// With nobody yet.
+    fn open(port: P, config: SessionConfig) -> Self {
         let cluster = ClusterSpec::alone(1);
         Self {
-            flows: core_flows(&port, cores, &config, cluster.epoch(), client),
             port,
-            nodes: (0..cores.len()).collect(),
+            flows: Vec::new(),
+            nodes: Vec::new(),
             map: Box::new(cluster.map()),
             cluster,
             config,
-            started,
+            started: SystemInstant::now(),
             retired: SessionCounters::default(),
             drops: Drops::default(),
             next_check: Instant::default(),
-            between: Between::of(&config),
+            between: None,
             holding: false,
         }
     }
@@ -457,6 +493,7 @@ impl<P: Port> Session<P> {
         *self.map = cluster.map();
         self.cluster = cluster;
         self.nodes = firsts;
+        self.between = Between::of(&self.config);
     }
 
     /// Waits until there is a session with every core, or with some while the others stay silent.
@@ -554,6 +591,9 @@ impl<P: Port> Session<P> {
             let expected = self.cluster.members()[node].id;
             if info.epoch > epoch {
                 return Ok(Some(addr));
+            }
+            if info.epoch == 0 && epoch > 0 {
+                return Err(ConnectError::Alone { alone: addr, beside: told_by });
             }
             if info.epoch < epoch {
                 return Err(ConnectError::Outdated { server: addr, epoch: info.epoch, newest: epoch });
@@ -964,14 +1004,7 @@ impl<P: Port> Session<P> {
     /// Says goodbye to all cores, so that they need not wait for the lease to end. What was not answered ends unknown
     /// or not executed, without a word to anybody.
     fn close(&mut self) {
-        let now = self.now();
-        for core in &mut self.flows {
-            core.flow.abandon(&mut |_| {});
-            core.flow.say_goodbye();
-            transmit(now, core, self.port.split().1);
-        }
-        // The lease is there for goodbyes that get lost.
-        let _ = self.port.tx_flush();
+        say_goodbyes(self.now(), &mut self.flows, &mut self.port);
     }
 }
 
@@ -1032,6 +1065,17 @@ fn core_flows(
         CoreFlow { flow, peer: Peer::datagram(addr) }
     };
     cores.iter().zip(0..).map(flow).collect()
+}
+
+/// Ends the sessions of flows.
+fn say_goodbyes(now: Instant, flows: &mut [CoreFlow], port: &mut impl Port) {
+    for core in flows {
+        core.flow.abandon(&mut |_| {});
+        core.flow.say_goodbye();
+        transmit(now, core, port.split().1);
+    }
+    // The lease is there for goodbyes that get lost.
+    let _ = port.tx_flush();
 }
 
 /// Writes what a flow has to send into the outbox, as far as there is room.
