@@ -327,26 +327,29 @@ impl<P: Port> Client<P> {
         end.expect("each operation ends")
     }
 
-    /// Executes operations together; each ends in `sink`, with its position for a tag. What is refused because its key has
-    /// moved is tried again by the newest cluster map: it has had no effect.
+    /// Executes operations together; each ends in `sink`, with its position for a tag. What is refused because its key is
+    /// elsewhere is tried again by the newest cluster map: it has had no effect.
     fn run(&mut self, operations: &[Operation<'_>], mut sink: impl FnMut(Ended<'_>)) -> Result<(), Error> {
         operations.iter().try_for_each(check_lengths).map_err(Error::Invalid)?;
         let mut left: Vec<usize> = (0..operations.len()).collect();
         for refreshes in 0..=REFRESHES_MAX {
-            let mut moved = Vec::new();
-            self.run_some(operations, &left, |ended| match ended.outcome {
-                Outcome::NotExecuted(Reason::Moved { .. }) if refreshes < REFRESHES_MAX => {
-                    moved.push(ended.tag as usize);
-                }
-                _ => sink(ended),
-            })?;
+            // Not afterwards: what has ended well must not be told as an error because the servers do not agree.
             if self.session.is_stale() {
                 self.session.refresh(&mut self.open)?;
             }
-            if moved.is_empty() {
+            let mut elsewhere = Vec::new();
+            self.run_some(operations, &left, |ended| match ended.outcome {
+                Outcome::NotExecuted(Reason::Moved { .. } | Reason::WrongCore)
+                    if refreshes < REFRESHES_MAX =>
+                {
+                    elsewhere.push(ended.tag as usize);
+                }
+                _ => sink(ended),
+            })?;
+            if elsewhere.is_empty() {
                 break;
             }
-            left = moved;
+            left = elsewhere;
         }
         Ok(())
     }

@@ -2,7 +2,7 @@
 
 use std::{net::SocketAddr, sync::Arc, time::Duration};
 
-use linerate_client::{Client, ConnectError, Outcome, Reason, Session, SessionConfig};
+use linerate_client::{Client, ConnectError, Error, Outcome, Reason, Session, SessionConfig};
 use linerate_dataplane::{
     Port, UdpPort,
     netns::{End, PairConfig, Switch},
@@ -33,6 +33,9 @@ over_udp_and_tcp! {
     a_changed_cluster_is_followed,
     what_is_no_cluster_is_refused,
     servers_at_wrong_places_are_found,
+    what_ended_well_is_told_whatever_the_map,
+    a_lone_server_is_found_beside_a_silent_address,
+    a_lone_server_with_other_cores_is_followed,
 }
 
 fn patient() -> SessionConfig {
@@ -172,10 +175,98 @@ fn a_session_knows_that_it_is_stale() {
     session.refresh(|addrs| UdpPort::connect(addrs, Default::default())).unwrap();
     assert!(!session.is_stale());
     assert_eq!(session.cluster().epoch(), 4_097);
-    assert_eq!(session.counters().since(&before).flows.sessions, 2, "one with each core");
+    let since = session.counters().since(&before);
+    assert_eq!(since.flows.sessions, 2, "one with each core");
+    assert!((1..1_000).contains(&since.port.tx_datagrams), "{since:?}");
     session.get(b"key", 7).unwrap();
     session.run(|ended| assert_eq!((ended.tag, ended.outcome), (7, Outcome::NotFound))).unwrap();
     assert_eq!(stat(&server, Statistic::Puts), 0);
+}
+
+/// Goal: a call that fails because servers disagree has had no effect, and does no harm to the session. Method: one of two
+/// servers is started again by a newer map, of which the client learns; adds to the other one's keys fail, and were not executed; then
+/// that server is started by the former map, and all is as before.
+fn what_ended_well_is_told_whatever_the_map<P: Port>(connect: Connect<P>) {
+    let (old, mut servers) = started(Placement::Rendezvous, &[1, 1]);
+    let config = SessionConfig { timeout: Duration::from_secs(1), ..patient() };
+    let mut client = connect(&addrs(&old), config).unwrap();
+    drop(servers.pop());
+    let newer = ClusterSpec::new(2, Placement::Rendezvous, old.members().to_vec()).unwrap();
+    let second = start(&newer, 2).unwrap();
+    let is_followed = (0..100).any(|_| {
+        client.ping().unwrap();
+        client.session().is_stale()
+    });
+    assert!(is_followed);
+    for number in 0..8u8 {
+        let error = client.add(&[number], 1, None).unwrap_err();
+        assert!(
+            matches!(error, Error::Connect(ConnectError::Outdated { epoch: 1, newest: 2, .. })),
+            "{error}"
+        );
+    }
+    client.statistics().unwrap();
+    assert_eq!(stat(&servers[0], Statistic::Adds), 0);
+    assert_eq!((client.session().cluster(), client.session().cores().count()), (&old, 2));
+    drop(second);
+    servers.push(start(&old, 2).unwrap());
+    for number in 0..8u8 {
+        let mut tries = 0;
+        while let Err(error) = client.put(&[number], b"value") {
+            tries += 1;
+            assert!(tries < 20, "{error}");
+        }
+    }
+    assert_eq!(client.session().cluster(), &old);
+}
+
+/// A server by itself, at `port` or one of the kernel's choice.
+fn lone(port: u16, cores: usize) -> Server {
+    Server::start(&ServerConfig {
+        port,
+        memory_len: cores * (64 << 20),
+        cpus: allowed_cores().unwrap().into_iter().cycle().take(cores).collect(),
+        ..ServerConfig::default()
+    })
+    .unwrap()
+}
+
+/// Goal: a server that is alone is used, and nobody else, when another address that was named is silent. Method: a server of
+/// one core and of two, with the silent address before it and behind it.
+fn a_lone_server_is_found_beside_a_silent_address<P: Port>(connect: Connect<P>) {
+    for cores in [1, 2] {
+        let server = lone(0, cores);
+        let silent = |host| SocketAddr::from(([127, 0, 0, host], 9));
+        for contacts in [[silent(1), server.addr()], [server.addr(), silent(2)]] {
+            let mut client = connect(&contacts, patient()).unwrap();
+            assert_eq!(client.session().cores().count(), cores);
+            client.put(b"key", b"value").unwrap();
+        }
+    }
+}
+
+/// Goal: what was refused because another core has the key now is tried again there. Method: a server that is alone is
+/// started again with another number of cores.
+fn a_lone_server_with_other_cores_is_followed<P: Port>(connect: Connect<P>) {
+    let (spec, servers) = started(Placement::Rendezvous, &[3]);
+    let port = spec.members()[0].addr.port();
+    drop(servers);
+    let server = lone(port, 2);
+    let config = SessionConfig { timeout: Duration::from_secs(1), ..patient() };
+    let mut client = connect(&[server.addr()], config).unwrap();
+    let pairs: Vec<_> = (0..50u8).map(|number| ([number], [number])).collect();
+    client.multi_put(&pairs).unwrap();
+    drop(server);
+    let server = lone(port, 3);
+    let mut tries = 0;
+    while let Err(error) = client.multi_put(&pairs) {
+        assert!(!matches!(error, Error::NotExecuted(Reason::WrongCore)), "{error}");
+        tries += 1;
+        assert!(tries < 100, "{error}");
+    }
+    client.statistics().unwrap();
+    assert_eq!(client.session().cores().count(), 3);
+    assert_eq!(stat(&server, Statistic::Records), 50);
 }
 
 /// Goal: servers that do not make one cluster are told apart, in a sentence that names them. Method: servers with different
@@ -204,20 +295,17 @@ fn what_is_no_cluster_is_refused<P: Port>(connect: Connect<P>) {
         assert_eq!(server, both[0]);
     }
     drop(second);
-    let _alone = Server::start(&ServerConfig {
-        port: both[1].port(),
-        memory_len: 64 << 20,
-        cpus: allowed_cores().unwrap()[..1].to_vec(),
-        ..ServerConfig::default()
-    })
-    .unwrap();
+    let _alone = lone(both[1].port(), 1);
     let error = refusal(&both);
     assert!(
         matches!(error, ConnectError::Alone { alone, beside } if (alone, beside) == (both[1], both[0])),
         "{error}"
     );
     let error = refusal(&both[..1]);
-    assert!(matches!(error, ConnectError::Outdated { server, epoch: 0, .. } if server == both[1]), "{error}");
+    assert!(
+        matches!(error, ConnectError::Alone { alone, beside } if (alone, beside) == (both[1], both[0])),
+        "{error}"
+    );
     // By itself it is a server like any other.
     connect(&both[1..], config).unwrap().put(b"key", b"value").unwrap();
 }
@@ -275,17 +363,17 @@ fn servers_are_what_the_map_says() {
     }
 }
 
-/// Goal: rings find the servers that the map names. Method: two servers behind a switch, and a client that is told one of them
-/// and an address without anybody.
+/// Goal: rings find the servers that the map names, and follow them to the next map. Method: two servers behind a switch, and
+/// a client that is told one of them and an address without anybody; then both are started again by a later map.
 fn rings_find_the_servers_of_the_map<P: Port + Send>(datagrams: Datagrams, connect: Connect<P>) {
     let mut switch = Switch::new(PairConfig::default()).unwrap();
     let hosts: Vec<_> = (0..2).map(|_| switch.host().unwrap()).collect();
-    let client = switch.host().unwrap();
+    let host = switch.host().unwrap();
     let member = |(id, host): (u64, &End)| Member { id, addr: (host.addr, 4_100).into(), cores: 1 };
     let members = (1..).zip(&hosts).map(member).collect();
     let spec = ClusterSpec::new(1, Placement::Rendezvous, members).unwrap();
     let cpus = allowed_cores().unwrap()[..1].to_vec();
-    let start = |(id, host): (u64, &End)| {
+    let start = |spec: &ClusterSpec, (id, host): (u64, &End)| {
         let config = ServerConfig {
             listen: host.addr.into(),
             insecure_no_auth: true,
@@ -298,14 +386,27 @@ fn rings_find_the_servers_of_the_map<P: Port + Send>(datagrams: Datagrams, conne
         };
         host.namespace.run(|| Server::start(&config)).unwrap()
     };
-    let servers: Vec<_> = (1..).zip(&hosts).map(start).collect();
+    let servers: Vec<_> = (1..).zip(&hosts).map(|node| start(&spec, node)).collect();
     let nobody = SocketAddr::from(([10, 77, 0, 77], 4_100));
     let contacts = [(hosts[1].addr, 4_100).into(), nobody];
-    let mut client = client.namespace.run(|| connect(&contacts, patient())).unwrap();
+    let config = SessionConfig { timeout: Duration::from_secs(3), ..patient() };
+    let mut client = host.namespace.run(|| connect(&contacts, config)).unwrap();
     let pairs: Vec<_> = (0..200u32).map(|number| (number.to_be_bytes(), number.to_string())).collect();
     client.multi_put(&pairs).unwrap();
     let keys: Vec<_> = pairs.iter().map(|(key, _)| key).collect();
     assert!(client.multi_get(&keys).unwrap().iter().all(Option::is_some));
+    assert!(client.statistics().unwrap().iter().all(|(_, values)| values.is_some()));
+    assert!(servers.iter().all(|server| stat(server, Statistic::Records) > 50));
+
+    servers.into_iter().for_each(drop);
+    let newer = ClusterSpec::new(2, Placement::Modulo, spec.members().to_vec()).unwrap();
+    let servers: Vec<_> = (1..).zip(&hosts).map(|node| start(&newer, node)).collect();
+    let mut tries = 0;
+    while let Err(error) = host.namespace.run(|| client.multi_put(&pairs)) {
+        tries += 1;
+        assert!(tries < 20, "{error}");
+    }
+    assert_eq!(client.session().cluster(), &newer);
     assert!(client.statistics().unwrap().iter().all(|(_, values)| values.is_some()));
     assert!(servers.iter().all(|server| stat(server, Statistic::Records) > 50));
 }
