@@ -1,6 +1,8 @@
-//! `linerate`: one operation from the command line.
+//! `linerate`: one operation from the command line, and a look at servers and their cluster.
 
 #![forbid(unsafe_code)]
+
+mod cluster;
 
 use std::{
     io::{self, IsTerminal, Read, Write},
@@ -12,6 +14,7 @@ use std::{
 
 use anyhow::Context;
 use clap::{Parser, Subcommand};
+use cluster::ClusterCommand;
 use jiff::SignedDuration;
 use linerate_client::{Added, Client, Condition, SessionConfig, Terms, Written, contact_points};
 use linerate_dataplane::{
@@ -20,7 +23,7 @@ use linerate_dataplane::{
 };
 use linerate_proto::wire::{STAT_NAMES, VALUE_LEN_MAX};
 
-/// Talks to linerate servers. Exit codes: 0 found or done, 1 not found or condition not met, 2 error.
+/// Talks to linerate servers. Exit codes: 0 found or done, 1 not found, condition not met or servers that disagree, 2 error.
 #[derive(Debug, Parser)]
 #[command(version)]
 struct Options {
@@ -88,6 +91,9 @@ enum Command {
         #[arg(long, short, default_value_t = 3, value_parser = clap::value_parser!(u32).range(1..=1_000_000))]
         count: u32,
     },
+    /// Shows a cluster map, and what a change of it would move
+    #[command(subcommand)]
+    Cluster(ClusterCommand),
     /// Prints what each core has counted
     Stats {
         /// Print zeros too
@@ -98,8 +104,15 @@ enum Command {
 
 fn main() -> ExitCode {
     let options = Options::parse();
-    let servers = contact_points(&options.servers).map_err(anyhow::Error::new);
-    match servers.and_then(|servers| run(&options, &servers)) {
+    let done = match &options.command {
+        Command::Cluster(command) => {
+            cluster::execute(command, &options.servers, options.transport, config(&options))
+        }
+        _ => contact_points(&options.servers)
+            .map_err(anyhow::Error::new)
+            .and_then(|servers| run(&options, &servers)),
+    };
+    match done {
         Ok(true) => ExitCode::SUCCESS,
         Ok(false) => ExitCode::from(1),
         Err(error) => {
@@ -216,6 +229,7 @@ fn execute<P: Port>(mut client: Client<P>, command: &Command) -> anyhow::Result<
             }
             Ok(existed)
         }
+        Command::Cluster(_) => unreachable!("it needs no client"),
         Command::Ping { count } => ping(&mut client, *count),
         Command::Stats { all } => stats(&mut client, *all),
     }

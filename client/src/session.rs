@@ -372,6 +372,24 @@ impl<P: Port> Session<P> {
         Err(ConnectError::Unsettled)
     }
 
+    /// What one server says: the cluster map that it has, and of itself. No other server is asked.
+    ///
+    /// # Errors
+    /// When it does not answer, or `open` fails.
+    pub fn ask_map(
+        server: SocketAddr,
+        config: SessionConfig,
+        open: impl FnOnce(&[SocketAddr]) -> io::Result<P>,
+    ) -> Result<(ClusterSpec, ServerInfo), ConnectError> {
+        let client = (config.client_id.unwrap_or_else(rand::random), 1);
+        let mut session = Self::open(open(&[server])?, config);
+        session.flows = core_flows(&session.port, &[(server, None)], &config, 0, client);
+        session.open_some()?;
+        let (cluster, teller) = session.learn_cluster()?;
+        let info = session.flows[teller].flow.info().copied();
+        Ok((cluster, info.expect("it was told when the session was opened")))
+    }
+
     /// Sees to it that the port reaches these addresses, or takes another one that does.
     fn reach(
         &mut self,
