@@ -119,7 +119,7 @@ fn the_json_keeps_its_contract() {
     if !Namespace::is_available() {
         return;
     }
-    let text = compare("wire --duration 0.4 --records 20000 --rate 100mbit --json -");
+    let text = compare("wire --duration 1 --records 20000 --rate 100mbit --json -");
     let report: Value = serde_json::from_str(&text).unwrap();
     let names = ["udp", "udp-plain", "packet", "xdp", "tcp"];
     let places = names.map(|name| text.find(&format!("\n    \"{name}\": {{")).expect(name));

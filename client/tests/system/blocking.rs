@@ -14,17 +14,6 @@ use crate::rig::{Live, LiveRig, Rig, Setup, with_rings};
 /// Opens a client.
 pub(crate) type Connect<P> = fn(&[SocketAddr], SessionConfig) -> Result<Client<P>, ConnectError>;
 
-macro_rules! over_udp_and_tcp {
-    ($($name:ident,)+) => {
-        mod udp {
-            $(#[test] fn $name() { super::$name(linerate_client::Client::connect_udp); })+
-        }
-        mod tcp {
-            $(#[test] fn $name() { super::$name(linerate_client::Client::connect_tcp); })+
-        }
-    };
-}
-
 macro_rules! over_rings {
     ($($name:ident,)+) => {
         mod packet {
@@ -54,7 +43,8 @@ over_rings! {
     a_restart_costs_the_calls_under_way_only,
 }
 
-fn patient() -> SessionConfig {
+/// Settings of a client that nothing ends for lack of time.
+pub(crate) fn patient() -> SessionConfig {
     SessionConfig {
         timeout: Duration::from_secs(20),
         rto_floor: Duration::from_millis(1),

@@ -15,18 +15,7 @@ use linerate_proto::{
 };
 use linerate_server::{Datagrams, Server, ServerConfig, StartError};
 
-use crate::blocking::Connect;
-
-macro_rules! over_udp_and_tcp {
-    ($($name:ident,)+) => {
-        mod udp {
-            $(#[test] fn $name() { super::$name(linerate_client::Client::connect_udp); })+
-        }
-        mod tcp {
-            $(#[test] fn $name() { super::$name(linerate_client::Client::connect_tcp); })+
-        }
-    };
-}
+use crate::blocking::{Connect, patient};
 
 over_udp_and_tcp! {
     servers_of_a_cluster_share_the_keys,
@@ -36,14 +25,6 @@ over_udp_and_tcp! {
     what_ended_well_is_told_whatever_the_map,
     a_lone_server_is_found_beside_a_silent_address,
     a_lone_server_with_other_cores_is_followed,
-}
-
-fn patient() -> SessionConfig {
-    SessionConfig {
-        timeout: Duration::from_secs(20),
-        rto_floor: Duration::from_millis(1),
-        ..SessionConfig::default()
-    }
 }
 
 /// A server on loopback.

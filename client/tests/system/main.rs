@@ -4,6 +4,18 @@
 //! and over TCP on loopback, and, where this process may, over AF_PACKET and AF_XDP rings between network namespaces. The simulation runs many seeds; a failing one is printed, and `LINERATE_SEED=n` runs that
 //! one alone. [`faults`] holds what only virtual time can show, [`blocking`] what only the blocking client does, [`cluster`] what several servers are together.
 
+/// Makes one test per function, over UDP and over TCP.
+macro_rules! over_udp_and_tcp {
+    ($($name:ident,)+) => {
+        mod udp {
+            $(#[test] fn $name() { super::$name(linerate_client::Client::connect_udp); })+
+        }
+        mod tcp {
+            $(#[test] fn $name() { super::$name(linerate_client::Client::connect_tcp); })+
+        }
+    };
+}
+
 mod blocking;
 mod cluster;
 mod coalescing;
