@@ -332,19 +332,6 @@ impl Switch {
         Ok(host)
     }
 
-    /// Has the switch put the frames of a host's trains together again and hand them on whole, as a network card with
-    /// receive offloads would: the host still sends real frames. A hardware switch costs no CPU time; this one works on the
-    /// sender's, frame by frame, which takes more than the sender itself. Not for hosts that listen with rings, which
-    /// take no trains.
-    ///
-    /// # Errors
-    /// A sentence with what ethtool(8) said; kernels before 5.12 can not.
-    pub fn forward_trains(&self, host: &End) -> io::Result<()> {
-        let features = ["gro", "on", "rx-udp-gro-forwarding", "on", "tso", "on", "tx-udp-segmentation", "on"];
-        let port = self.port(host);
-        self.namespace().command("ethtool", &[&["-K", &port][..], &features].concat()).map(drop)
-    }
-
     /// The switch's own namespace.
     #[must_use]
     pub const fn namespace(&self) -> &Namespace {
@@ -518,34 +505,6 @@ mod tests {
         }
         assert_eq!(switch.port(&hosts[2]), "port3");
         assert!(interfaces(switch.namespace()).contains("port3:"));
-    }
-
-    /// Goal: a switch that forwards trains cuts none, while its hosts still do. Method: three hosts, one of them without; the
-    /// features on both sides of each link, and a datagram from each to each.
-    #[test]
-    fn a_switch_forwards_trains() {
-        if !Namespace::is_available() {
-            return;
-        }
-        let config = PairConfig { offloads: Offloads::SummedFrames, ..PairConfig::default() };
-        let mut switch = Switch::new(config).unwrap();
-        let hosts: Vec<_> = (0..3).map(|_| switch.host().unwrap()).collect();
-        switch.forward_trains(&hosts[0]).unwrap();
-        switch.forward_trains(&hosts[2]).unwrap();
-        for (host, forwards) in hosts.iter().zip(["on", "off", "on"]) {
-            let of_host = host.namespace.command("ethtool", &["-k", &host.interface]).unwrap();
-            assert!(of_host.contains("tx-udp-segmentation: off"), "{of_host}");
-            let of_port = switch.namespace().command("ethtool", &["-k", &switch.port(host)]).unwrap();
-            assert!(of_port.contains(&format!("tx-udp-segmentation: {forwards}")), "{of_port}");
-            assert!(of_port.contains(&format!("rx-udp-gro-forwarding: {forwards}")), "{of_port}");
-        }
-        let sockets: Vec<_> = hosts.iter().map(socket).collect();
-        for from in &sockets {
-            for to in sockets.iter().filter(|to| !std::ptr::eq(*to, from)) {
-                from.send_to(b"?", to.local_addr().unwrap()).unwrap();
-                assert_eq!(to.recv_from(&mut [0; 2]).unwrap(), (1, from.local_addr().unwrap()));
-            }
-        }
     }
 
     /// Goal: a thread of the kernel receives, on the CPU that was named, for this interface only. Method: the threads with its
