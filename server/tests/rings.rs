@@ -123,7 +123,10 @@ impl Published {
         fs::create_dir_all(&dir).unwrap();
         fs::set_permissions(&dir, fs::Permissions::from_mode(0o755)).unwrap();
         let program = dir.join("linerate-server");
-        fs::copy(env!("CARGO_BIN_EXE_linerate-server"), &program).unwrap();
+        // Not by this process: what another test starts meanwhile would have the copy open for writing, too, and then nobody
+        // may run it (ETXTBSY, execve(2)).
+        let copied = Command::new("cp").arg(env!("CARGO_BIN_EXE_linerate-server")).arg(&program).status();
+        assert!(copied.unwrap().success());
         Self(program)
     }
 }
