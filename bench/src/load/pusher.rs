@@ -1,0 +1,129 @@
+//! From the draws of a stream to operations in flight.
+
+use std::io;
+
+use linerate_client::{Instant, Operation, PushError, Session};
+use linerate_dataplane::Port;
+
+use super::{
+    LoadPlan,
+    tally::{Batch, Place, Tag, Tally},
+};
+use crate::{
+    check::{LaneNumber, ThreadCheck},
+    value::{fill, writer},
+    workload::{Draw, Stream, ValueLen},
+};
+
+/// Operations between looking up where a record's version lies and reading it: pushing one takes some 10 ns, memory
+/// some 100 ns to answer.
+const LOOK_AHEAD: usize = 16;
+
+/// Turns draws into operations.
+pub(super) struct Pusher {
+    batch: usize,
+    value_len: ValueLen,
+    process: u16,
+    thread: u16,
+    sequence: u64,
+    /// The batch being pushed, and how many of its operations are still to come.
+    current: Option<(u32, usize)>,
+    /// A draw that found no room.
+    waiting: Option<Draw>,
+    value: Box<[u8]>,
+}
+
+impl Pusher {
+    pub(super) fn new(plan: &LoadPlan) -> Self {
+        Self {
+            batch: plan.batch,
+            value_len: plan.value_len,
+            process: plan.process,
+            thread: plan.thread,
+            sequence: 0,
+            current: None,
+            waiting: None,
+            value: vec![0; plan.value_len.max()].into(),
+        }
+    }
+
+    /// Pushes operations until all batches are in flight or the session takes no more.
+    pub(super) fn fill<P: Port>(
+        &mut self,
+        now: Instant,
+        session: &mut Session<P>,
+        stream: &mut Stream,
+        tally: &mut Tally,
+    ) -> io::Result<()> {
+        loop {
+            let (index, mut left) = match self.current.take() {
+                Some(current) => current,
+                None => {
+                    let Some(index) = tally.free.pop() else { return Ok(()) };
+                    tally.batches[index as usize] = Batch { begun: now, left: self.batch as u32 };
+                    (index, self.batch)
+                }
+            };
+            while left > 0 {
+                let draw = self.waiting.take().unwrap_or_else(|| stream.next().expect("streams never end"));
+                if let (Some(check), Some(draw)) = (&tally.check, stream.ahead(LOOK_AHEAD)) {
+                    check.expect(draw.record());
+                }
+                let place = Place { batch: index as u16, position: (self.batch - left) as u8 };
+                match self.push(now, session, &draw, place, tally.check.as_mut()) {
+                    Ok(()) => left -= 1,
+                    Err(PushError::Full) => {
+                        self.waiting = Some(draw);
+                        self.current = Some((index, left));
+                        return Ok(());
+                    }
+                    Err(error) => return Err(io::Error::other(error)),
+                }
+            }
+        }
+    }
+
+    #[inline]
+    pub(super) fn push<P: Port>(
+        &mut self,
+        now: Instant,
+        session: &mut Session<P>,
+        draw: &Draw,
+        place: Place,
+        check: Option<&mut ThreadCheck<'_>>,
+    ) -> Result<(), PushError> {
+        let record = draw.record();
+        // Looked up each time that it is tried: what is known grows while an operation waits for room.
+        let (lo, lane) = check.as_ref().map_or((0, LaneNumber::NONE), |check| check.before_push(record));
+        let tag = Tag::new(place, draw, lane).0;
+        let written = if draw.is_put() {
+            Some(self.push_put(now, session, draw, tag)?)
+        } else {
+            session.push(now, Operation::get(draw.key()), tag)?;
+            None
+        };
+        if let Some(check) = check {
+            check.pushed(place.index(), record, written, lo, lane);
+        }
+        Ok(())
+    }
+
+    /// Returns who wrote the value.
+    #[inline]
+    fn push_put<P: Port>(
+        &mut self,
+        now: Instant,
+        session: &mut Session<P>,
+        draw: &Draw,
+        tag: u64,
+    ) -> Result<u64, PushError> {
+        // Lengths need not be random, only mixed: a multiplication spreads the sequence over the range.
+        let random = (self.sequence.wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 32) as u32;
+        let value = &mut self.value[..self.value_len.pick(random)];
+        let writer = writer(self.process, self.thread, self.sequence);
+        fill(value, draw.record(), writer);
+        session.push(now, Operation::put(draw.key(), value), tag)?;
+        self.sequence += 1;
+        Ok(writer)
+    }
+}
