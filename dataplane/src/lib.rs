@@ -6,6 +6,7 @@
 
 #![deny(unsafe_code)]
 
+pub mod answering;
 #[allow(unsafe_code)]
 mod bpf;
 mod classify;
@@ -40,6 +41,7 @@ pub mod wait;
 #[allow(unsafe_code)]
 pub mod xdp;
 
+pub use answering::{AnsweringPort, Answers};
 pub use faulty::{FaultyConfig, FaultyPort};
 pub use outbox::Outbox;
 pub use packet::{PacketConfig, PacketPort};
