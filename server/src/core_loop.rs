@@ -4,7 +4,8 @@ use std::{
     io,
     os::fd::BorrowedFd,
     str::FromStr,
-    sync::atomic::{AtomicBool, Ordering},
+    sync::atomic::{AtomicU64, Ordering},
+    thread,
     time::Duration,
 };
 
@@ -48,6 +49,43 @@ impl FromStr for Idle {
     }
 }
 
+/// What all cores of a server shall do: serve, stop, or leave everything lying until some moment.
+#[derive(Debug, Default)]
+pub(crate) struct Orders(AtomicU64);
+
+impl Orders {
+    const SERVE: u64 = 0;
+    const STOP: u64 = 1;
+
+    /// Has the cores end when they have answered what has arrived.
+    pub(crate) fn stop(&self) {
+        self.0.store(Self::STOP, Ordering::Relaxed);
+    }
+
+    /// Has the cores do nothing until then, unless they are to stop.
+    pub(crate) fn pause(&self, until: Instant) {
+        let until_ns = until.since(Instant::default()).as_nanos() as u64;
+        let change = |order| (order != Self::STOP).then_some(until_ns.max(Self::STOP + 1));
+        // A core that is to stop does not pause any more.
+        let _ = self.0.fetch_update(Ordering::Relaxed, Ordering::Relaxed, change);
+    }
+
+    fn latest(&self) -> u64 {
+        self.0.load(Ordering::Relaxed)
+    }
+
+    /// Waits while the cores are to do nothing.
+    fn wait(&self, until_ns: u64, clock: impl Fn() -> Instant) {
+        loop {
+            let left = Instant::from_nanos(until_ns).since(clock());
+            if left.is_zero() || self.latest() != until_ns {
+                return;
+            }
+            thread::sleep(left.min(SLEEP_MAX));
+        }
+    }
+}
+
 /// The ports of one core.
 #[derive(Debug)]
 pub(crate) struct CorePorts<P> {
@@ -74,7 +112,7 @@ impl<P: Port> CorePorts<P> {
     }
 }
 
-/// Serves until `stop` is set, then answers what has already arrived.
+/// Serves until it is ordered to stop, then answers what has already arrived.
 ///
 /// # Errors
 /// When a port is broken for good.
@@ -82,12 +120,23 @@ pub(crate) fn run<P: Port>(
     mut worker: Worker,
     mut ports: CorePorts<P>,
     idle: Idle,
-    stop: &AtomicBool,
+    orders: &Orders,
     clock: impl Fn() -> Instant,
 ) -> io::Result<()> {
     let mut last_busy = clock();
     let mut next_housekeeping = last_busy;
-    while !stop.load(Ordering::Relaxed) {
+    let mut order = Orders::SERVE;
+    loop {
+        let latest = orders.latest();
+        if latest != order {
+            order = latest;
+            if order == Orders::STOP {
+                break;
+            }
+            orders.wait(order, &clock);
+            // Another order may have come meanwhile.
+            continue;
+        }
         let count = turn(&mut worker, &mut ports, &clock)?;
         let now = clock();
         if now >= next_housekeeping {
@@ -129,5 +178,38 @@ fn sleep<P: Port>(ports: &CorePorts<P>) -> io::Result<()> {
         (Some(datagrams), Some(tcp)) => wait(&[datagrams, tcp], SLEEP_MAX),
         (Some(fd), None) | (None, Some(fd)) => wait(&[fd], SLEEP_MAX),
         (None, None) => wait(&[] as &[BorrowedFd<'_>], SLEEP_MAX),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::cell::Cell;
+
+    use super::*;
+
+    /// Goal: a pause ends when its time has come, when another order comes, and never begins after an order to stop.
+    /// Method: a clock that goes on by itself.
+    #[test]
+    fn a_pause_ends() {
+        let at = |ns: u64| Instant::from_nanos(ns);
+        let orders = Orders::default();
+        assert_eq!(orders.latest(), Orders::SERVE);
+        let asked = Cell::new(0);
+        let clock = || {
+            asked.set(asked.get() + 1);
+            at(1_000 * asked.get())
+        };
+        orders.pause(at(10_000));
+        orders.wait(orders.latest(), clock);
+        assert_eq!(asked.get(), 10);
+        // A moment that is also the number of another order.
+        orders.pause(at(1));
+        assert!(orders.latest() > Orders::STOP);
+        orders.wait(orders.latest(), clock);
+        let former = orders.latest();
+        orders.stop();
+        orders.wait(former, || at(0));
+        orders.pause(at(u64::MAX));
+        assert_eq!(orders.latest(), Orders::STOP);
     }
 }

@@ -3,10 +3,7 @@
 use std::{
     io,
     net::{IpAddr, SocketAddr},
-    sync::{
-        Arc,
-        atomic::{AtomicBool, Ordering},
-    },
+    sync::Arc,
     thread::JoinHandle,
     time::{Duration, Instant as SystemInstant},
 };
@@ -28,7 +25,7 @@ use linerate_proto::{
 };
 
 use crate::{
-    core_loop::{self, CorePorts, Idle},
+    core_loop::{self, CorePorts, Idle, Orders},
     memory::Plan,
     stats::{Published, sum},
     store::{AtCapacity, Store},
@@ -195,7 +192,8 @@ pub struct Server {
     plan: Plan,
     mode: String,
     warning: Option<String>,
-    stop: Arc<AtomicBool>,
+    orders: Arc<Orders>,
+    started: SystemInstant,
     threads: Vec<JoinHandle<io::Result<()>>>,
     _watcher: Watcher,
 }
@@ -229,7 +227,7 @@ impl Server {
         let data_epoch = rand::random();
         let cluster = config.cluster.clone().unwrap_or_else(|| Arc::new(Membership::alone(cores as u8)));
         let map_digest = cluster.spec().digest();
-        let stop = Arc::new(AtomicBool::new(false));
+        let orders = Arc::new(Orders::default());
         let started = SystemInstant::now();
         let published: Vec<_> = (0..cores).map(|_| Published::default()).collect();
         let mut server = Self {
@@ -239,7 +237,8 @@ impl Server {
             plan,
             mode,
             warning,
-            stop,
+            orders,
+            started,
             threads: Vec::with_capacity(cores),
         };
         let mut preparing = Vec::with_capacity(cores);
@@ -267,7 +266,7 @@ impl Server {
             let mut worker =
                 Worker::new(store, sessions, Arc::clone(&cluster), server.published[core].clone());
             let mut ports = ports;
-            let (idle, prefault, stop) = (config.idle, config.prefault, Arc::clone(&server.stop));
+            let (idle, prefault, orders) = (config.idle, config.prefault, Arc::clone(&server.orders));
             let (ready, prepared) = std::sync::mpsc::channel();
             let thread = std::thread::Builder::new().name(format!("core-{core}")).stack_size(STACK_LEN);
             let thread = thread.spawn(move || {
@@ -288,7 +287,7 @@ impl Server {
                     return Ok(());
                 }
                 let clock = || Instant::from_nanos(started.elapsed().as_nanos() as u64);
-                core_loop::run(worker, ports, idle, &stop, clock)
+                core_loop::run(worker, ports, idle, &orders, clock)
             })?;
             server.threads.push(thread);
             preparing.push(prepared);
@@ -347,6 +346,13 @@ impl Server {
         self.threads.iter().any(JoinHandle::is_finished)
     }
 
+    /// Has all cores leave everything lying for so long, from now on, as if the machine had taken their CPUs away: requests
+    /// wait, and are answered afterwards as far as the receive queues have held them. It is there to see what clients and
+    /// their measurements make of it. A core that sleeps because nothing arrives notices within 50 ms.
+    pub fn pause(&self, duration: Duration) {
+        self.orders.pause(Instant::from_nanos((self.started.elapsed() + duration).as_nanos() as u64));
+    }
+
     /// Stops all cores after they have answered what has arrived, and returns the final statistics.
     ///
     /// # Errors
@@ -355,7 +361,7 @@ impl Server {
     /// # Panics
     /// When a core has panicked.
     pub fn stop(mut self) -> io::Result<[u64; STAT_COUNT]> {
-        self.stop.store(true, Ordering::Relaxed);
+        self.orders.stop();
         for thread in self.threads.drain(..) {
             thread.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))?;
         }
@@ -365,7 +371,7 @@ impl Server {
 
 impl Drop for Server {
     fn drop(&mut self) {
-        self.stop.store(true, Ordering::Relaxed);
+        self.orders.stop();
         for thread in self.threads.drain(..) {
             // A failure was already shown by whoever asked `has_failed` or `stop`.
             let _ = thread.join();
