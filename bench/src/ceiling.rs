@@ -195,12 +195,15 @@ pub(crate) fn ceiling_over<P: Port + Send, Q: Port>(
         anyhow::Ok(reports)
     })?;
     check_stop(stop)?;
+    let elapsed = reports.iter().map(|report| report.elapsed).max().unwrap_or_default();
+    let mut total = LoadReport { elapsed, ..LoadReport::default() };
+    reports.iter().for_each(|report| total.absorb(report));
     let after_ns = core_to_core(&cpus)?;
     Ok(Report {
         core_to_core_ns: worse(before_ns, after_ns),
         core_to_core_before_ns: before_ns,
         core_to_core_after_ns: after_ns,
-        ..summarise(Kind::Ceiling, options, &reports, environment)
+        ..summarise(Kind::Ceiling, options, &total, environment)
     })
 }
 

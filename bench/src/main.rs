@@ -97,7 +97,11 @@ fn show(options: &RunOptions, report: Report) -> anyhow::Result<Verdict> {
         None => say(&table(&[(&report.config.transport, &report)]))?,
     }
     keep(options.keep.as_deref(), &report, &report.environment)?;
-    check(&report)
+    let verdict = check(&report)?;
+    match &report.failure {
+        Some(failure) => anyhow::bail!("{failure}: what is reported is what was measured until then"),
+        None => Ok(verdict),
+    }
 }
 
 /// Shows all ports, also those that could not be measured; it is an error when none could.

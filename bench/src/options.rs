@@ -24,10 +24,15 @@ use linerate_server::core_loop::Idle;
 
 use crate::{
     cache::CacheOptions,
-    check::versions::TableShape,
+    check::{Checker, versions::TableShape},
     cluster::ClusterCommand,
     line_rate::ModelOptions,
+    load::{
+        LoadPlan,
+        schedule::{Arrivals, Pace},
+    },
     output::{Config, JsonTarget},
+    series::interval,
     wire::{WirePort, rate::Rate},
     workload::{KeyDistribution, RECORDS_MAX, StreamLaw, Theta, ValueLen, Workload},
 };
@@ -83,7 +88,8 @@ pub struct DemoOptions {
 /// One measurement.
 #[derive(Clone, Debug, Args)]
 pub struct RunOptions {
-    /// `embedded` starts a server for the run; otherwise running servers of one cluster, as host:port,… with the first port
+    /// `embedded` starts a server for the run, `null` answers in the client's thread, to measure the client alone; otherwise
+    /// running servers of one cluster, as host:port,… with the first port
     /// of each (one is enough), or the file of the cluster map
     #[arg(long, visible_alias = "cluster", default_value = "embedded")]
     pub target: String,
@@ -108,9 +114,26 @@ pub struct RunOptions {
     /// Cores of an embedded server
     #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u8).range(1..))]
     pub server_cores: u8,
+    /// Memory of an embedded server, such as 2GiB [default: what the records need]
+    #[arg(long, value_name = "SIZE", value_parser = server_memory)]
+    pub memory: Option<ByteSize>,
     /// Client threads
     #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u16).range(1..=1024))]
     pub threads: u16,
+    /// Sessions of all threads together, each with a window of its own; at least as many as threads [default: as many]
+    #[arg(long, value_parser = clap::value_parser!(u16).range(1..=1024))]
+    pub sessions: Option<u16>,
+    /// Begin so many operations per second, whether or not answers come (an open loop), and count latencies from when each
+    /// was due; without it a batch is begun when one has ended (a closed loop)
+    #[arg(long, value_name = "OPS", value_parser = rate)]
+    pub rate: Option<f64>,
+    /// Law by which operations are due with --rate: fixed, poisson or burst:N
+    #[arg(long, default_value = "poisson", requires = "rate")]
+    pub arrivals: Arrivals,
+    /// Make an embedded server stand still for so many milliseconds in the middle of the run, to see what the figures make
+    /// of it
+    #[arg(long, value_name = "MS", value_parser = clap::value_parser!(u32).range(1..=60_000))]
+    pub stall: Option<u32>,
     /// Seconds to measure
     #[arg(long, default_value_t = 8.0, value_parser = seconds)]
     pub duration: f64,
@@ -157,15 +180,21 @@ pub struct RunOptions {
     /// What an embedded server does when nothing arrives: spin or epoll
     #[arg(long, default_value = "epoll")]
     pub idle: Idle,
+    /// Do not look at the client, the servers and the host each second
+    #[arg(long)]
+    pub no_watch: bool,
     /// Seed of all random choices
     #[arg(long, default_value_t = 1)]
     pub seed: u64,
     /// Write the result as JSON to this file, - for standard output
     #[arg(long, value_name = "FILE")]
     pub json: Option<JsonTarget>,
-    /// Keep the result as a directory of this name under bench/results
+    /// Keep the result as a directory of this name
     #[arg(long, value_name = "NAME")]
     pub keep: Option<String>,
+    /// Where results are kept [default: bench/results in a checkout, else results]
+    #[arg(long, value_name = "DIR", requires = "keep")]
+    pub results: Option<PathBuf>,
 }
 
 /// A comparison of ports on a virtual cable: one server core, one client core.
@@ -347,11 +376,11 @@ impl RunOptions {
     /// # Errors
     /// What is wrong with an address.
     pub fn servers(&self) -> anyhow::Result<Option<Vec<SocketAddr>>> {
-        if self.target == "embedded" {
+        if matches!(&*self.target, "embedded" | "null") {
             return Ok(None);
         }
         let servers = contact_points(&self.target);
-        Ok(Some(servers.context("--target takes `embedded`, servers, or a cluster map")?))
+        Ok(Some(servers.context("--target takes `embedded`, `null`, servers, or a cluster map")?))
     }
 
     /// The same options with a transport chosen, and the reason if it was chosen here.
@@ -448,8 +477,113 @@ impl RunOptions {
     /// are not quite equal, and something for each core to begin with.
     #[must_use]
     pub fn memory_len(&self) -> usize {
+        if let Some(memory) = self.memory {
+            return memory.as_u64() as usize;
+        }
         let record_len = self.value_len.max() + 16 + 48;
         2 * record_len * self.records as usize + usize::from(self.server_cores) * (64 << 20)
+    }
+
+    /// Number of sessions.
+    #[must_use]
+    pub fn clients(&self) -> usize {
+        self.sessions.unwrap_or(self.threads).into()
+    }
+
+    /// What the session with this number does.
+    #[must_use]
+    pub(crate) fn plan(
+        &self,
+        number: u16,
+        server_cores: usize,
+        is_crowded: bool,
+        checker: Option<&Checker>,
+    ) -> LoadPlan {
+        let (warmup, duration) = self.times();
+        let pace = self.rate.map(|rate| Pace {
+            rate: rate / self.clients() as f64,
+            arrivals: self.arrivals,
+            seed: self.seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) ^ u64::from(number),
+        });
+        LoadPlan {
+            process: checker.map_or(0, Checker::process),
+            client: number,
+            batch: self.batch.into(),
+            batches_in_flight: usize::from(self.window) * server_cores,
+            pace,
+            value_len: self.value_len,
+            verify: self.verifies(),
+            sleeps: is_crowded,
+            warmup,
+            duration,
+            interval: self.interval(),
+            patience: self.session().timeout,
+        }
+    }
+
+    /// Whether clients, servers and host are looked at each second.
+    #[must_use]
+    pub const fn watches(&self) -> bool {
+        !self.no_watch
+    }
+
+    /// Time after which what was counted is handed over, again and again.
+    #[must_use]
+    pub fn interval(&self) -> Duration {
+        let (_, duration) = self.times();
+        if self.watches() { interval(duration) } else { duration }
+    }
+
+    /// When, from the beginning of the warm-up on, the server is to stand still, and for how long.
+    #[must_use]
+    pub fn stall_at(&self) -> Option<(Duration, Duration)> {
+        let (warmup, duration) = self.times();
+        self.stall.map(|ms| (warmup + duration / 2, Duration::from_millis(ms.into())))
+    }
+
+    /// Checks what goes together.
+    ///
+    /// # Errors
+    /// A sentence that names the options and the remedy.
+    pub fn check_together(&self) -> anyhow::Result<()> {
+        if let Some(sessions) = self.sessions {
+            let threads = self.threads;
+            anyhow::ensure!(
+                sessions >= threads,
+                "--sessions {sessions} are fewer than --threads {threads}: each thread needs one at least"
+            );
+        }
+        anyhow::ensure!(
+            self.stall.is_none() || self.target == "embedded",
+            "--stall is for an embedded server: those of --target {} are not ours to stop",
+            self.target
+        );
+        anyhow::ensure!(
+            self.memory.is_none() || self.target == "embedded",
+            "--memory is that of an embedded server: those of --target {} have theirs already",
+            self.target
+        );
+        let stall = Duration::from_millis(self.stall.unwrap_or(0).into());
+        anyhow::ensure!(
+            2 * stall <= self.times().1,
+            "--stall {} ms begins in the middle of the run and ends after it: give at most half of --duration",
+            stall.as_millis()
+        );
+        if self.target == "null" {
+            let refused = [
+                (self.checks(), "--check"),
+                (self.verify, "--verify"),
+                (self.checksum, "--checksum"),
+                (self.faults(0).is_some(), "--loss, --dup and --reorder"),
+                (self.transport != Wanted::Is(Transport::Udp), "--transport"),
+            ];
+            if let Some((_, option)) = refused.into_iter().find(|(is_given, _)| *is_given) {
+                anyhow::bail!(
+                    "{option} cannot go with --target null, which has neither a network nor a store: give another --target"
+                );
+            }
+        }
+        Ok(())
     }
 
     /// Seconds of warm-up and of measurement.
@@ -472,6 +606,9 @@ impl RunOptions {
             value_len: self.value_len,
             server_cores,
             threads: self.threads.into(),
+            sessions: self.clients(),
+            arrivals: self.rate.map(|_| self.arrivals.to_string()),
+            stall_ms: self.stall.map(u64::from),
             duration_s: self.duration,
             warmup_s: self.warmup,
             order: self.order.name().to_owned(),
@@ -532,10 +669,34 @@ fn seconds_or_none(text: &str) -> Result<f64, String> {
 }
 
 fn fill_memory(text: &str) -> Result<ByteSize, String> {
+    size_from(text, ByteSize::mib(1)..=ByteSize::gib(32))
+}
+
+fn server_memory(text: &str) -> Result<ByteSize, String> {
+    size_from(text, ByteSize::mib(64)..=ByteSize::tib(16))
+}
+
+fn size_from(text: &str, range: std::ops::RangeInclusive<ByteSize>) -> Result<ByteSize, String> {
     let size: ByteSize =
         text.parse().map_err(|_| format!("`{text}` is no size: give one such as 256MiB or 1GiB"))?;
-    let range = ByteSize::mib(1)..=ByteSize::gib(32);
-    if range.contains(&size) { Ok(size) } else { Err("give 1MiB to 32GiB".to_owned()) }
+    let (min, max) = (range.start().display().iec_short(), range.end().display().iec_short());
+    if range.contains(&size) { Ok(size) } else { Err(format!("give {min} to {max}")) }
+}
+
+/// Parses a rate in operations per second. Below one a day nothing would happen; beyond, moments are closer than a clock
+/// tells apart.
+fn rate(text: &str) -> Result<f64, String> {
+    const MIN: f64 = 0.001;
+    const MAX: f64 = 1e9;
+    let rate = text
+        .replace('_', "")
+        .parse()
+        .map_err(|_| format!("`{text}` is no number of operations per second"))?;
+    if (MIN..=MAX).contains(&rate) {
+        Ok(rate)
+    } else {
+        Err(format!("give {MIN} to {MAX} operations per second"))
+    }
 }
 
 fn fault_share(text: &str) -> Result<f64, String> {

@@ -18,6 +18,7 @@ use serde::Serialize;
 use crate::{
     check::CheckReport,
     latency::LatencyUs,
+    series::Series,
     workload::{ValueLen, Workload},
 };
 
@@ -26,6 +27,15 @@ use crate::{
 pub struct Report {
     /// Whether a store was behind the answers.
     pub kind: Kind,
+    /// Whether the run ended early, so that these are the figures of what was measured until then.
+    pub partial: bool,
+    /// Why it ended early, in one sentence.
+    pub failure: Option<String>,
+    /// `closed`: a batch is begun when one has ended; `open`: operations are begun when they are due.
+    #[serde(rename = "loop")]
+    pub loop_kind: &'static str,
+    /// Operations per second that were due, in an open loop.
+    pub offered_ops_per_sec: Option<f64>,
     /// How an embedded server's port works here, for people; `None` for others and for a ceiling.
     pub mode: Option<String>,
     /// Operations per second of the measured time that travelled and were answered.
@@ -43,9 +53,15 @@ pub struct Report {
     pub ops: u64,
     /// Time measured in seconds, warm-up excluded.
     pub duration_s: f64,
-    /// From handing an operation to the session until its result is handed out, in µs.
+    /// From handing an operation to the session until its result is handed out, in µs; in an open loop from when it was
+    /// due, whether or not it could be handed over then.
     pub latency_us: LatencyUs,
-    /// From sending a request until its last result has arrived, in µs, counted once per request.
+    /// Operations whose latencies these are: those answered in the measured time, and those that were in flight at its end.
+    pub latency_count: u64,
+    /// The distribution: latencies in µs, rising, each with the share of operations that took at most so long.
+    pub latency_cdf: Vec<[f64; 2]>,
+    /// From sending a request until its last result has arrived, in µs, counted once per request; in an open loop, where
+    /// each operation is due for itself, the same as `latency_us`.
     pub batch_latency_us: LatencyUs,
     /// Datagrams that the clients sent.
     pub datagrams_tx: u64,
@@ -64,6 +80,8 @@ pub struct Report {
     pub errors: u64,
     /// Operations of which nobody knows whether they were executed.
     pub outcome_unknown: u64,
+    /// Operations that were due in an open loop but could not be sent, even some time after the end.
+    pub unsent: u64,
     /// Values that no put can have written; `None` when they were not checked.
     pub wrong_values: Option<u64>,
     /// What the check of every operation says; `None` when there was none.
@@ -72,6 +90,12 @@ pub struct Report {
     pub server_cpu_pct: Option<f64>,
     /// CPU time of all client threads, in per cent of one core.
     pub client_cpu_pct: f64,
+    /// Share of the time in which client threads had something to send or something came, 0 to 1: a client at 1 is what
+    /// limits the run.
+    pub client_busy_share: f64,
+    /// CPU time of the client threads per operation in ns. Threads that spin use it all, whatever they do: this is what an
+    /// operation costs only where `client_busy_share` is 1, as with `--target null`.
+    pub generator_ns_per_op: f64,
     /// Resident memory of the server's process in bytes, which an embedded one shares with the clients; `None` when the
     /// server is elsewhere.
     pub server_rss_bytes: Option<u64>,
@@ -82,6 +106,8 @@ pub struct Report {
     pub core_to_core_before_ns: Option<f64>,
     /// The same after the run.
     pub core_to_core_after_ns: Option<f64>,
+    /// What was counted second by second; in intervals of a 3,600th of the duration when that is longer.
+    pub series: Series,
     /// What was asked for.
     pub config: Config,
     /// Where it ran.
@@ -119,6 +145,12 @@ pub struct Config {
     pub server_cores: usize,
     /// Client threads, one per core.
     pub threads: usize,
+    /// Sessions of all threads together.
+    pub sessions: usize,
+    /// Law by which operations are due in an open loop; `None` in a closed one.
+    pub arrivals: Option<String>,
+    /// Time in ms for which the server stood still on purpose.
+    pub stall_ms: Option<u64>,
     /// Seconds to measure.
     pub duration_s: f64,
     /// Seconds before that which do not count.
@@ -293,15 +325,18 @@ const fn compared(name: &'static str, unit: &'static str, decimals: usize, of: S
 }
 
 /// The lines of a table, in their order.
-const FIGURES: [Figure; 29] = [
+const FIGURES: [Figure; 35] = [
     compared("throughput", "Mop/s", 2, |report| Some(report.ops_per_sec / 1e6)),
+    figure("  offered", "Mop/s", 2, |report| Some(report.offered_ops_per_sec? / 1e6)),
     compared("  gets", "Mop/s", 2, |report| Some(report.gets_per_sec / 1e6)),
     compared("  puts", "Mop/s", 2, |report| Some(report.puts_per_sec / 1e6)),
     compared("coalesced gets, not in these", "Mop/s", 2, |report| Some(report.coalesced_per_sec? / 1e6)),
     figure("hit ratio", "%", 2, |report| Some(report.hit_ratio * 100.0)),
     compared("latency p50", "µs", 1, |report| Some(report.latency_us.p50)),
+    compared("  p90", "µs", 1, |report| Some(report.latency_us.p90)),
     compared("  p99", "µs", 1, |report| Some(report.latency_us.p99)),
     compared("  p99.9", "µs", 1, |report| Some(report.latency_us.p999)),
+    compared("  p99.99", "µs", 1, |report| Some(report.latency_us.p9999)),
     compared("  max", "µs", 1, |report| Some(report.latency_us.max)),
     compared("batch latency p50", "µs", 1, |report| Some(report.batch_latency_us.p50)),
     compared("  p99", "µs", 1, |report| Some(report.batch_latency_us.p99)),
@@ -313,12 +348,15 @@ const FIGURES: [Figure; 29] = [
     figure("receive overflows", "", 0, |report| Some(report.rx_overflow_drops as f64)),
     figure("errors", "", 0, |report| Some(report.errors as f64)),
     figure("outcome unknown", "", 0, |report| Some(report.outcome_unknown as f64)),
+    figure("due and not sent", "", 0, |report| Some(report.unsent as f64)),
     figure("wrong values", "", 0, |report| report.wrong_values.map(|count| count as f64)),
     figure("checked operations", "", 0, |report| Some(report.check.as_ref()?.ops_checked as f64)),
     figure("  sampled", "", 0, |report| Some(report.check.as_ref()?.sampled_ops as f64)),
     figure("  violations", "", 0, |report| Some(report.check.as_ref()?.violations as f64)),
     figure("server CPU", "%", 1, |report| report.server_cpu_pct),
     figure("client CPU", "%", 1, |report| Some(report.client_cpu_pct)),
+    figure("client busy", "%", 1, |report| Some(report.client_busy_share * 100.0)),
+    figure("client time per operation", "ns", 1, |report| Some(report.generator_ns_per_op)),
     figure("server memory", "MiB", 1, |report| {
         report.server_rss_bytes.map(|bytes| bytes as f64 / 1_048_576.0)
     }),
@@ -389,6 +427,10 @@ pub(crate) mod tests {
     pub(crate) fn report() -> Report {
         Report {
             kind: Kind::Run,
+            partial: false,
+            failure: None,
+            loop_kind: "closed",
+            offered_ops_per_sec: None,
             mode: Some("UDP sockets, in trains".to_owned()),
             ops_per_sec: 41_234_567.0,
             gets_per_sec: 39_172_839.0,
@@ -397,8 +439,24 @@ pub(crate) mod tests {
             hit_ratio: 1.0,
             ops: 329_876_543,
             duration_s: 8.0,
-            latency_us: LatencyUs { p50: 61.5, p99: 98.25, p999: 1_234.5, max: 4_321.0 },
-            batch_latency_us: LatencyUs { p50: 51.0, p99: 88.0, p999: 1_200.0, max: 4_300.0 },
+            latency_us: LatencyUs {
+                p50: 61.5,
+                p90: 80.0,
+                p99: 98.25,
+                p999: 1_234.5,
+                p9999: 4_000.0,
+                max: 4_321.0,
+            },
+            latency_count: 329_876_600,
+            latency_cdf: vec![[61.5, 0.5], [4_321.0, 1.0]],
+            batch_latency_us: LatencyUs {
+                p50: 51.0,
+                p90: 70.0,
+                p99: 88.0,
+                p999: 1_200.0,
+                p9999: 4_100.0,
+                max: 4_300.0,
+            },
             datagrams_tx: 3_000_000,
             datagrams_rx: 33_000_000,
             reply_datagrams_per_sec: Some(4_100_000.0),
@@ -407,14 +465,18 @@ pub(crate) mod tests {
             rx_overflow_drops: 0,
             errors: 0,
             outcome_unknown: 0,
+            unsent: 0,
             wrong_values: Some(0),
             check: Some(CheckReport { ops_checked: 336_543_210, ..CheckReport::default() }),
             server_cpu_pct: Some(99.5),
             client_cpu_pct: 99.9,
+            client_busy_share: 0.75,
+            generator_ns_per_op: 24.2,
             server_rss_bytes: Some(256 << 20),
             core_to_core_ns: Some(106.0),
             core_to_core_before_ns: Some(105.0),
             core_to_core_after_ns: Some(106.0),
+            series: Series::empty(),
             config: Config {
                 target: "embedded".to_owned(),
                 transport: "udp".to_owned(),
@@ -425,6 +487,9 @@ pub(crate) mod tests {
                 value_len: ValueLen::new(128, 128).unwrap(),
                 server_cores: 1,
                 threads: 1,
+                sessions: 1,
+                arrivals: None,
+                stall_ms: None,
                 duration_s: 8.0,
                 warmup_s: 1.0,
                 order: "none".to_owned(),
@@ -487,10 +552,10 @@ pub(crate) mod tests {
             assert!(value[name].is_number(), "{name}: {}", value[name]);
         }
         for name in ["latency_us", "batch_latency_us"] {
-            assert_eq!(keys(&value[name]), ["max", "p50", "p99", "p999"]);
+            assert_eq!(keys(&value[name]), ["max", "p50", "p90", "p99", "p999", "p9999"]);
         }
         let mut config: Vec<_> =
-            "target transport workload theta distribution records value_len server_cores threads \
+            "target transport workload theta distribution records value_len server_cores threads sessions arrivals stall_ms \
              duration_s warmup_s order coalesce verify check loss dup reorder batch window seed checksum idle"
                 .split_whitespace()
                 .collect();

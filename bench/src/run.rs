@@ -6,6 +6,7 @@ use std::{
     sync::{
         Arc, Mutex, PoisonError,
         atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering},
+        mpsc::{Receiver, Sender, channel},
     },
     thread,
     time::{Duration, Instant, SystemTime},
@@ -35,9 +36,11 @@ use crate::{
         versions::{Snapshot, VersionTable},
     },
     core_to_core::core_to_core_ns,
-    load::{LoadPlan, LoadReport, preload, run_load},
+    load::{Interval, Lane, LoadReport, preload, run_load},
+    null::null,
     options::{Cpus, RunOptions},
     output::{Environment, Kind, Report},
+    series::{Collector, Series, ServerPoint},
     workload::{STREAM_LEN, STREAMS_MAX, Stream, draw_streams},
 };
 
@@ -65,10 +68,14 @@ pub(crate) fn run_with(
     stop: &AtomicBool,
     together: Option<&mut Together<'_>>,
 ) -> anyhow::Result<Report> {
+    options.check_together()?;
     #[cfg(feature = "mutants")]
     if let Some(mutant) = options.mutant {
         eprintln!("linerate-bench: warning: makes the mistake `{}` on purpose", mutant.name());
         linerate_proto::mutants::activate(Some(mutant));
+    }
+    if options.target == "null" {
+        return null(options, stop);
     }
     let (options, transport, why) = &options.settled()?;
     if let Some(why) = why {
@@ -89,7 +96,7 @@ pub(crate) fn run_with(
             let open = |addrs: &[SocketAddr]| {
                 let mut opened = opened.lock().unwrap_or_else(PoisonError::into_inner);
                 if opened.is_none() {
-                    *opened = Some(xdp::connect(addrs, options.threads.into(), XdpConfig::default())?);
+                    *opened = Some(xdp::connect(addrs, options.clients(), XdpConfig::default())?);
                 }
                 Ok(opened.as_mut().and_then(Vec::pop).expect("a port for each thread"))
             };
@@ -203,7 +210,7 @@ pub(crate) fn run_over<P: Port, Q: Port>(
         impl Fn(&[SocketAddr], SessionConfig, u64) -> Result<Session<P>, ConnectError> + Sync,
         impl Fn(&[SocketAddr], SessionConfig) -> Result<Session<Q>, ConnectError> + Sync,
     >,
-    mut streams: Vec<Stream>,
+    streams: Vec<Stream>,
     probe: &mut dyn FnMut() -> anyhow::Result<()>,
     mut together: Option<&mut Together<'_>>,
 ) -> anyhow::Result<Report> {
@@ -243,60 +250,50 @@ pub(crate) fn run_over<P: Port, Q: Port>(
     let server_cores = control.cores().count();
     let alone = AtomicU64::new(0);
     let shares_cpus = shares_cpus || together.as_ref().is_some_and(|together| together.shares_cpus);
-    let shared = Shared {
-        live: together.as_ref().map_or(&alone, |together| together.live),
+    let mut watch_check = checker.map(Watch::new);
+    let pause = |duration| server.iter().for_each(|server: &Server| server.pause(duration));
+    let load = Load {
+        options,
         stop,
-        begin: Rendezvous::new(streams.len() + 1),
-        end: Rendezvous::new(streams.len()),
+        label,
+        live: together.as_ref().map_or(&alone, |together| together.live),
+        cpus: &cpus.clients,
+        server_cores,
         checker,
         is_crowded: cpus.is_crowded || shares_cpus,
     };
-    let mut watch_check = checker.map(Watch::new);
-    let (reports, before, after) = thread::scope(|scope| {
-        let threads: Vec<_> = streams
-            .iter_mut()
-            .zip(&cpus.clients)
-            .zip(1..)
-            .map(|((stream, &cpu), number)| {
-                let (shared, servers, connect) = (&shared, &servers, &connect);
-                scope.spawn(move || {
-                    client_thread(options, shared, stream, cpu, number, server_cores, || {
-                        connect(servers, options.session(), number.into())
-                    })
-                })
-            })
-            .collect();
-        while !shared.begin.lacks_only_one() {
-            thread::sleep(RENDEZVOUS_INTERVAL);
-        }
-        let agreed = together.as_mut().map_or_else(|| Ok(Instant::now()), |together| (together.ready)());
-        match &agreed {
-            Ok(at) => thread::sleep(at.saturating_duration_since(Instant::now())),
-            // The threads begin all the same, to end at once.
-            Err(_) => stop.store(true, Ordering::Relaxed),
-        }
-        shared.begin.arrive();
-        let sampled = watch(options, &shared, label, &mut control, watch_check.as_mut(), probe);
-        let reports: anyhow::Result<Vec<LoadReport>> = threads
-            .into_iter()
-            .map(|thread| thread.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic)))
-            .collect();
-        agreed?;
-        let reports = reports?;
-        let (before, after) = sampled?;
-        anyhow::Ok((reports, before, after))
-    })?;
-    check_stop(stop)?;
+    let connect = |number| connect(&servers, options.session(), number);
+    let mut beside = Beside {
+        ready: &mut || together.as_mut().map_or_else(|| Ok(Instant::now()), |together| (together.ready)()),
+        look: &mut || each_core(&mut control),
+        check: watch_check.as_mut(),
+        probe,
+        pause: &pause,
+    };
+    let measured = load.measure(streams, connect, &mut beside)?;
+    if together.is_some() {
+        // The others must know that this one has not done its part.
+        check_stop(stop)?;
+    }
+    let Measured { total, series, before, after, failure } = measured;
     let (acknowledged, unknown) = checker.map_or((0, 0), Checker::writes);
     let elsewhere = match &mut together {
         Some(together) => (together.ended)(acknowledged, unknown)?,
         None => Elsewhere::Nobody,
     };
     let check = match (checker, watch_check) {
-        (Some(checker), Some(watch)) => Some(checker.finish(watch, elsewhere, look)?),
+        (Some(checker), Some(watch)) if after.is_some() => Some(checker.finish(watch, elsewhere, look)?),
         _ => None,
     };
+    // Without its last word what a server has counted is unknown.
+    let is_told = after.is_some();
+    let after = after.unwrap_or_else(|| before.clone());
     if let Some(together) = together {
+        anyhow::ensure!(
+            is_told,
+            "{}",
+            failure.unwrap_or_else(|| "a server has told no statistics".to_owned())
+        );
         let cores = control.cores().map(|(addr, _)| addr).zip(before.clone().into_iter().zip(after.clone()));
         together.statistics =
             cores.map(|(addr, (before, after))| CoreStatistics { addr, before, after }).collect();
@@ -317,40 +314,255 @@ pub(crate) fn run_over<P: Port, Q: Port>(
     let reply_datagrams_per_sec =
         grown(Statistic::TxDatagrams) as f64 / grown(Statistic::UptimeNs).max(1) as f64 * 1e9;
     let server_rss_bytes = if embedded { rss_grown } else { after[Statistic::RssBytes as usize] };
+    if total.counters.port.rx_truncated > 0 {
+        eprintln!("linerate-bench: warning: {FRAMES_CUT_OFF}");
+    }
     let report = Report {
         check,
+        series,
         core_to_core_ns: worse(core_to_core_before_ns, core_to_core_after_ns),
         core_to_core_before_ns,
         core_to_core_after_ns,
         mode,
-        reply_datagrams_per_sec: Some(reply_datagrams_per_sec),
+        reply_datagrams_per_sec: is_told.then_some(reply_datagrams_per_sec),
         server_datagrams_tx,
-        server_cpu_pct: Some(server_cpu_pct),
-        server_rss_bytes: Some(server_rss_bytes),
+        server_cpu_pct: is_told.then_some(server_cpu_pct),
+        server_rss_bytes: is_told.then_some(server_rss_bytes),
         config: options.config(server_cores),
-        ..summarise(Kind::Run, options, &reports, environment)
+        ..summarise(Kind::Run, options, &total, environment)
     };
-    if reports.iter().any(|report| report.counters.port.rx_truncated > 0) {
-        eprintln!("linerate-bench: warning: {FRAMES_CUT_OFF}");
-    }
-    anyhow::ensure!(
-        report.ops > 0,
-        "not one operation was answered within {} s, although the server is there",
-        options.duration
-    );
     let overflowed = report.rx_overflow_drops + grown(Statistic::RxOverflowDrops);
-    Ok(Report { rx_overflow_drops: overflowed, ..report })
+    finished(Report { rx_overflow_drops: overflowed, ..report }, options, failure, stop)
 }
 
-/// What client threads and the thread that watches them share.
-struct Shared<'a> {
+/// A report of what was measured, which may not be all that was asked for.
+///
+/// # Errors
+/// Why there is nothing to report.
+pub(crate) fn finished(
+    report: Report,
+    options: &RunOptions,
+    failure: Option<String>,
+    stop: &AtomicBool,
+) -> anyhow::Result<Report> {
+    let (seconds, duration) = (report.duration_s, options.duration);
+    let interrupted =
+        || format!("interrupted after {seconds:.1} of the {duration} s that were to be measured");
+    let failure = failure.or_else(|| stop.load(Ordering::Relaxed).then(interrupted));
+    if report.ops == 0 {
+        let nothing =
+            || format!("not one operation was answered within {duration} s, although the server is there");
+        anyhow::bail!(failure.unwrap_or_else(nothing));
+    }
+    Ok(Report { partial: failure.is_some(), failure, ..report })
+}
+
+/// What the threads that make the load have in common.
+pub(crate) struct Load<'a> {
+    pub(crate) options: &'a RunOptions,
+    pub(crate) stop: &'a AtomicBool,
+    /// What it is called while it runs.
+    pub(crate) label: &'a str,
     /// Operations ended so far.
-    live: &'a AtomicU64,
-    stop: &'a AtomicBool,
+    pub(crate) live: &'a AtomicU64,
+    /// One for each thread.
+    pub(crate) cpus: &'a [usize],
+    /// Cores that each session goes to.
+    pub(crate) server_cores: usize,
+    pub(crate) checker: Option<&'a Checker>,
+    /// Whether threads must let others have their CPUs.
+    pub(crate) is_crowded: bool,
+}
+
+/// What goes on beside the load, in the thread that watches it.
+pub(crate) struct Beside<'a, 'c> {
+    /// Called when all sessions are there; waits until it is known when the load begins.
+    pub(crate) ready: &'a mut dyn FnMut() -> anyhow::Result<Instant>,
+    /// Asks each server core for its statistics.
+    pub(crate) look: &'a mut dyn FnMut() -> anyhow::Result<EachCore>,
+    pub(crate) check: Option<&'a mut Watch<'c>>,
+    /// Called at the beginning and at the end of what is counted.
+    pub(crate) probe: &'a mut dyn FnMut() -> anyhow::Result<()>,
+    /// Makes the server stand still for so long.
+    pub(crate) pause: &'a dyn Fn(Duration),
+}
+
+/// What came of a load.
+pub(crate) struct Measured {
+    pub(crate) total: LoadReport,
+    pub(crate) series: Series,
+    /// What the server cores had counted before and after; they may be gone by then.
+    pub(crate) before: EachCore,
+    pub(crate) after: Option<EachCore>,
+    /// Why what was counted is not all.
+    pub(crate) failure: Option<String>,
+}
+
+impl Load<'_> {
+    /// Has each thread open its sessions, lets them begin together, and collects what they count. `connect` opens the
+    /// session with this number, from 1 on.
+    pub(crate) fn measure<P: Port>(
+        &self,
+        streams: Vec<Stream>,
+        connect: impl Fn(u64) -> Result<Session<P>, ConnectError> + Sync,
+        beside: &mut Beside<'_, '_>,
+    ) -> anyhow::Result<Measured> {
+        let threads = self.cpus.len();
+        let mut shares: Vec<Vec<(u16, Stream)>> = (0..threads).map(|_| Vec::new()).collect();
+        let clients = streams.len();
+        for (index, stream) in streams.into_iter().enumerate() {
+            shares[index % threads].push((index as u16 + 1, stream));
+        }
+        let meetings = Meetings { begin: Rendezvous::new(threads + 1), end: Rendezvous::new(threads) };
+        let mut collector = Collector::new(clients, self.options.interval());
+        let (send, receive) = channel();
+        thread::scope(|scope| {
+            let threads: Vec<_> = shares
+                .into_iter()
+                .zip(self.cpus)
+                .map(|(share, &cpu)| {
+                    let (meetings, connect, send) = (&meetings, &connect, send.clone());
+                    scope.spawn(move || self.client_thread(meetings, share, cpu, connect, send))
+                })
+                .collect();
+            drop(send);
+            while !meetings.begin.lacks_only_one() {
+                thread::sleep(RENDEZVOUS_INTERVAL);
+            }
+            let agreed = (beside.ready)();
+            match &agreed {
+                Ok(at) => thread::sleep(at.saturating_duration_since(Instant::now())),
+                // The threads begin all the same, to end at once.
+                Err(_) => self.stop.store(true, Ordering::Relaxed),
+            }
+            meetings.begin.arrive();
+            let begun = SystemTime::now() + self.options.times().0;
+            let watched = self.watch(beside, &receive, &mut collector);
+            // They end by themselves, and what they say until then waits in the channel.
+            let ended: Vec<anyhow::Result<()>> = threads
+                .into_iter()
+                .map(|thread| thread.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic)))
+                .collect();
+            let ended = ended.into_iter().collect::<anyhow::Result<()>>();
+            receive.try_iter().for_each(|interval| collector.take(&interval));
+            collector.finish();
+            agreed?;
+            let (before, servers) = watched?;
+            let after = (beside.look)();
+            let failure =
+                ended.as_ref().err().or_else(|| after.as_ref().err()).map(|error| format!("{error:#}"));
+            if collector.total().elapsed.is_zero() {
+                ended?;
+            }
+            let total = collector.total();
+            let mut series = collector.into_series(begun);
+            series.add_servers(servers);
+            Ok(Measured { total, series, before, after: after.ok(), failure })
+        })
+    }
+
+    fn client_thread<P: Port>(
+        &self,
+        meetings: &Meetings,
+        share: Vec<(u16, Stream)>,
+        cpu: usize,
+        connect: impl Fn(u64) -> Result<Session<P>, ConnectError>,
+        send: Sender<Interval>,
+    ) -> anyhow::Result<()> {
+        // All threads begin together, also when one could not connect: the others must not wait for it.
+        let sessions = pin_to_core(cpu).map_err(anyhow::Error::from).and_then(|()| {
+            let numbers = share.iter().map(|&(number, _)| number);
+            let sessions: Vec<_> = numbers.map(|number| connect(number.into())).collect::<Result<_, _>>()?;
+            // Everything is open.
+            drop_all()?;
+            Ok(sessions)
+        });
+        let mut sessions = match sessions {
+            Ok(sessions) => sessions,
+            Err(error) => {
+                meetings.begin.arrive();
+                meetings.end.arrive();
+                return Err(error);
+            }
+        };
+        let met = meetings.begin.meet(&mut sessions);
+        let mut lanes: Vec<_> = sessions
+            .iter_mut()
+            .zip(share)
+            .map(|(session, (number, stream))| {
+                let plan = self.options.plan(number, self.server_cores, self.is_crowded, self.checker);
+                Lane::new(session, stream, plan, self.checker)
+            })
+            .collect();
+        // That nobody listens any more is no reason to stop.
+        let mut sink = |interval| drop(send.send(interval));
+        let result = met.and_then(|()| run_load(&mut lanes, self.live, self.stop, &mut sink));
+        drop(lanes);
+        let met = meetings.end.meet(&mut sessions);
+        result.and(met).context("a client thread lost its port")
+    }
+
+    /// Shows progress while the threads run, collects what they count, and takes the servers' statistics at the beginning
+    /// of what is counted and after each interval.
+    fn watch(
+        &self,
+        beside: &mut Beside<'_, '_>,
+        receive: &Receiver<Interval>,
+        collector: &mut Collector,
+    ) -> anyhow::Result<(EachCore, Vec<Option<ServerPoint>>)> {
+        let options = self.options;
+        let (warmup, duration) = options.times();
+        let begun = Instant::now();
+        let bar = progress_bar((warmup + duration).as_millis() as u64, "measuring");
+        let mut before: Option<EachCore> = None;
+        // Of the servers: what they said last, and what that makes of each interval.
+        let (mut told, mut servers) = (None, Vec::new());
+        let mut next_look = warmup + options.interval();
+        let mut stall = options.stall_at();
+        let mut last = (Instant::now(), 0);
+        while begun.elapsed() < warmup + duration && !self.stop.load(Ordering::Relaxed) {
+            if before.is_none() && begun.elapsed() >= warmup {
+                let first = (beside.look)()?;
+                told = Some(first.clone());
+                before = Some(first);
+                (beside.probe)()?;
+            }
+            if let Some((_, stall)) = stall.take_if(|(at, _)| begun.elapsed() >= *at) {
+                (beside.pause)(stall);
+            }
+            let mut until = if before.is_none() { warmup } else { (warmup + duration).min(next_look) };
+            if let Some((at, _)) = stall {
+                until = until.min(at);
+            }
+            thread::sleep(PROGRESS_INTERVAL.min(until.saturating_sub(begun.elapsed())));
+            receive.try_iter().for_each(|interval| collector.take(&interval));
+            if options.watches() && before.is_some() && begun.elapsed() >= next_look {
+                next_look += options.interval();
+                let now = (beside.look)().ok();
+                servers
+                    .push(told.as_ref().zip(now.as_ref()).map(|(told, now)| ServerPoint::between(told, now)));
+                told = now.or(told);
+            }
+            if let Some(check) = &mut beside.check {
+                check.turn(Instant::now());
+            }
+            let (now, live) = (Instant::now(), self.live.load(Ordering::Relaxed));
+            let rate = (live - last.1) as f64 / (now - last.0).as_secs_f64().max(1e-9);
+            last = (now, live);
+            bar.set_position(begun.elapsed().as_millis() as u64);
+            bar.set_message(format!("{}: {:.1} Mop/s", self.label, rate / 1e6));
+        }
+        bar.finish_and_clear();
+        (beside.probe)()?;
+        let before = before.map_or_else(|| (beside.look)(), Ok)?;
+        Ok((before, servers))
+    }
+}
+
+/// Where client threads meet before and after.
+struct Meetings {
     begin: Rendezvous,
     end: Rendezvous,
-    checker: Option<&'a Checker>,
-    is_crowded: bool,
 }
 
 /// Where threads wait for each other, each in its own way.
@@ -376,97 +588,21 @@ impl Rendezvous {
         self.arrived.load(Ordering::Acquire) + 1 >= self.expected
     }
 
-    /// Waits for the others, and goes on to look after the session's port meanwhile: datagrams for another thread may
+    /// Waits for the others, and goes on to look after the sessions' ports meanwhile: datagrams for another thread may
     /// come in there.
-    fn meet<P: Port>(&self, session: &mut Session<P>) -> io::Result<()> {
+    fn meet<P: Port>(&self, sessions: &mut [Session<P>]) -> io::Result<()> {
         self.arrive();
         while !self.is_complete() {
-            if session.poll(session.now(), &mut |_| {})? == 0 {
+            let mut arrived = 0;
+            for session in &mut *sessions {
+                arrived += session.poll(session.now(), &mut |_| {})?;
+            }
+            if arrived == 0 {
                 thread::sleep(RENDEZVOUS_INTERVAL);
             }
         }
         Ok(())
     }
-}
-
-fn client_thread<P: Port>(
-    options: &RunOptions,
-    shared: &Shared<'_>,
-    stream: &mut Stream,
-    cpu: usize,
-    number: u16,
-    server_cores: usize,
-    connect: impl FnOnce() -> Result<Session<P>, ConnectError>,
-) -> anyhow::Result<LoadReport> {
-    // All threads begin together, also when one could not connect: the others must not wait for it.
-    let session = pin_to_core(cpu).map_err(anyhow::Error::from).and_then(|()| {
-        let session = connect()?;
-        // Everything is open.
-        drop_all()?;
-        Ok(session)
-    });
-    let mut session = match session {
-        Ok(session) => session,
-        Err(error) => {
-            shared.begin.arrive();
-            shared.end.arrive();
-            return Err(error);
-        }
-    };
-    let met = shared.begin.meet(&mut session);
-    let (warmup, duration) = options.times();
-    let plan = LoadPlan {
-        process: shared.checker.map_or(0, Checker::process),
-        thread: number,
-        batch: options.batch.into(),
-        batches_in_flight: usize::from(options.window) * server_cores,
-        value_len: options.value_len,
-        verify: options.verifies(),
-        sleeps: shared.is_crowded,
-        warmup,
-        duration,
-    };
-    let result =
-        met.and_then(|()| run_load(&mut session, stream, &plan, shared.checker, shared.live, shared.stop));
-    let met = shared.end.meet(&mut session);
-    result.and_then(|report| met.map(|()| report)).context("a client thread lost its port")
-}
-
-/// Shows progress while the threads run, and takes the servers' statistics at the beginning and at the end of what is
-/// counted.
-fn watch<P: Port>(
-    options: &RunOptions,
-    shared: &Shared<'_>,
-    label: &str,
-    control: &mut Session<P>,
-    mut check: Option<&mut Watch<'_>>,
-    probe: &mut dyn FnMut() -> anyhow::Result<()>,
-) -> anyhow::Result<(EachCore, EachCore)> {
-    let (warmup, duration) = options.times();
-    let begun = Instant::now();
-    let bar = progress_bar((warmup + duration).as_millis() as u64, "measuring");
-    let mut before = None;
-    let mut last = (Instant::now(), 0);
-    while begun.elapsed() < warmup + duration && !shared.stop.load(Ordering::Relaxed) {
-        if before.is_none() && begun.elapsed() >= warmup {
-            before = Some(each_core(control)?);
-            probe()?;
-        }
-        let until = if before.is_none() { warmup } else { warmup + duration };
-        thread::sleep(PROGRESS_INTERVAL.min(until.saturating_sub(begun.elapsed())));
-        if let Some(check) = &mut check {
-            check.turn(Instant::now());
-        }
-        let (now, live) = (Instant::now(), shared.live.load(Ordering::Relaxed));
-        let rate = (live - last.1) as f64 / (now - last.0).as_secs_f64().max(1e-9);
-        last = (now, live);
-        bar.set_position(begun.elapsed().as_millis() as u64);
-        bar.set_message(format!("{label}: {:.1} Mop/s", rate / 1e6));
-    }
-    bar.finish_and_clear();
-    probe()?;
-    let after = each_core(control)?;
-    Ok((before.unwrap_or_else(|| after.clone()), after))
 }
 
 /// Begins the check, alone or with other processes.
@@ -483,7 +619,7 @@ fn start_check(
         None if process > 0 => VersionTable::private(shape, 0, &look()?)?,
         None => VersionTable::private(shape, rand::random(), &look()?)?,
     };
-    Ok(Checker::new(table, options.threads.into(), options.value_len).counting_from(process))
+    Ok(Checker::new(table, options.clients(), options.value_len).counting_from(process))
 }
 
 /// What a fresh session is told by the servers about their data.
@@ -499,7 +635,7 @@ fn statistics<P: Port>(control: &mut Session<P>) -> anyhow::Result<[u64; STAT_CO
 }
 
 /// The statistics of each core, in the session's order.
-type EachCore = Vec<Box<[u64; STAT_COUNT]>>;
+pub(crate) type EachCore = Vec<Box<[u64; STAT_COUNT]>>;
 
 fn each_core<P: Port>(control: &mut Session<P>) -> anyhow::Result<EachCore> {
     let answers = control.statistics(&mut |_| {})?;
@@ -551,16 +687,16 @@ fn store_records<P: Port>(
     check_stop(stop)
 }
 
-/// Draws what the threads will do. Beyond [`STREAMS_MAX`] threads share streams, so that memory is bounded.
+/// Draws what the sessions will do. Beyond [`STREAMS_MAX`] they share streams, so that memory is bounded.
 pub(crate) fn draw(options: &RunOptions) -> anyhow::Result<Vec<Stream>> {
-    let threads = usize::from(options.threads);
-    let count = threads.min(STREAMS_MAX);
+    let clients = options.clients();
+    let count = clients.min(STREAMS_MAX);
     let bar = progress_bar((count * STREAM_LEN) as u64, "drawing operations");
     let streams =
         draw_streams(&options.law(), count, STREAM_LEN, options.seed, |drawn| bar.inc(drawn as u64));
     bar.finish_and_clear();
-    let parts = threads.div_ceil(count);
-    Ok((0..threads).map(|thread| streams[thread % count].share(thread / count, parts)).collect())
+    let parts = clients.div_ceil(count);
+    Ok((0..clients).map(|client| streams[client % count].share(client / count, parts)).collect())
 }
 
 pub(crate) fn core_to_core(cpus: &Cpus) -> io::Result<Option<f64>> {
@@ -579,54 +715,60 @@ pub(crate) fn check_stop(stop: &AtomicBool) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// Adds up what the threads have counted; what only the caller knows is left empty.
+/// The figures of what clients have counted in all; what only the caller knows is left empty.
 pub(crate) fn summarise(
     kind: Kind,
     options: &RunOptions,
-    reports: &[LoadReport],
+    total: &LoadReport,
     environment: Environment,
 ) -> Report {
-    let mut total = LoadReport::default();
-    for report in reports {
-        total.latency.merge(&report.latency);
-        total.batch_latency.merge(&report.batch_latency);
-    }
-    let sum = |count: fn(&LoadReport) -> u64| reports.iter().map(count).sum::<u64>();
-    let elapsed =
-        reports.iter().map(|report| report.elapsed).max().unwrap_or_default().as_secs_f64().max(1e-9);
-    let coalesced = sum(|report| report.counters.coalesced);
+    let elapsed = total.elapsed.as_secs_f64().max(1e-9);
+    let counters = &total.counters;
+    let coalesced = counters.coalesced;
     // What did not travel is no work of the store or the network, and must not look like it.
-    let gets = sum(|report| report.gets) - coalesced;
-    let puts = sum(|report| report.puts);
-    let cpu: f64 = reports.iter().map(|report| report.cpu.as_secs_f64()).sum();
+    let (gets, puts) = (total.gets.saturating_sub(coalesced), total.puts);
+    let cpu_s = total.cpu.as_secs_f64();
+    let is_open = options.rate.is_some();
+    let batch_latency = if is_open { &total.latency } else { &total.batch_latency };
     Report {
         kind,
+        partial: false,
+        failure: None,
         mode: None,
+        loop_kind: if is_open { "open" } else { "closed" },
+        offered_ops_per_sec: options.rate,
         ops_per_sec: (gets + puts) as f64 / elapsed,
         gets_per_sec: gets as f64 / elapsed,
         puts_per_sec: puts as f64 / elapsed,
         coalesced_per_sec: options.coalesce.then(|| coalesced as f64 / elapsed),
-        hit_ratio: sum(|report| report.hits) as f64 / (gets + coalesced).max(1) as f64,
+        hit_ratio: total.hits as f64 / (gets + coalesced).max(1) as f64,
         ops: gets + puts,
         duration_s: elapsed,
         latency_us: total.latency.summary(),
-        batch_latency_us: total.batch_latency.summary(),
-        datagrams_tx: sum(|report| report.counters.port.tx_datagrams),
-        datagrams_rx: sum(|report| report.counters.port.rx_datagrams),
+        latency_count: total.latency.count(),
+        latency_cdf: total.latency.distribution(),
+        batch_latency_us: batch_latency.summary(),
+        datagrams_tx: counters.port.tx_datagrams,
+        datagrams_rx: counters.port.rx_datagrams,
         reply_datagrams_per_sec: None,
         server_datagrams_tx: None,
-        retransmits: sum(|report| report.counters.flows.retransmits),
-        rx_overflow_drops: sum(|report| report.counters.port.rx_overflow_drops),
-        errors: sum(|report| report.errors),
-        outcome_unknown: sum(|report| report.outcome_unknown),
-        wrong_values: options.verifies().then(|| sum(|report| report.wrong_values)),
+        retransmits: counters.flows.retransmits,
+        rx_overflow_drops: counters.port.rx_overflow_drops,
+        errors: total.errors,
+        outcome_unknown: total.outcome_unknown,
+        unsent: total.unsent,
+        wrong_values: options.verifies().then_some(total.wrong_values),
         check: None,
         server_cpu_pct: None,
-        client_cpu_pct: cpu / elapsed * 100.0,
+        client_cpu_pct: cpu_s / elapsed * 100.0,
+        client_busy_share: (1.0 - total.idle.as_secs_f64() / elapsed / options.clients() as f64)
+            .clamp(0.0, 1.0),
+        generator_ns_per_op: cpu_s * 1e9 / (gets + puts).max(1) as f64,
         server_rss_bytes: None,
         core_to_core_ns: None,
         core_to_core_before_ns: None,
         core_to_core_after_ns: None,
+        series: Series::empty(),
         config: options.config(options.server_cores.into()),
         environment,
     }

@@ -104,19 +104,20 @@ pub struct SessionCounters {
 }
 
 impl SessionCounters {
-    /// What was counted since an earlier reading. Drops are totals.
+    /// What was counted since an earlier reading.
     #[must_use]
     pub fn since(&self, earlier: &Self) -> Self {
         Self {
             flows: self.flows.minus(earlier.flows),
             port: self.port.minus(earlier.port),
-            drops: self.drops,
+            drops: self.drops.minus(earlier.drops),
             coalesced: self.coalesced - earlier.coalesced,
         }
     }
 
     /// The sum of both.
-    fn plus(&self, other: &Self) -> Self {
+    #[must_use]
+    pub fn plus(&self, other: &Self) -> Self {
         Self {
             flows: self.flows.plus(other.flows),
             port: self.port.plus(other.port),

@@ -52,24 +52,29 @@ impl Answers<'_> {
     pub const LEN_MAX: usize = PLACE_LEN;
 
     /// Calls `write` with the next place, its index (below [`COUNT`](Self::COUNT)) and what it held last, and sends as many
-    /// bytes as that returns. When all places are taken the answer is lost, and counted.
+    /// bytes as that returns; nothing for 0. When all places are taken `write` is not called and
+    /// the answer is lost, and counted: `false`.
     ///
     /// # Panics
-    /// When `write` returns 0 or more than [`LEN_MAX`](Self::LEN_MAX).
+    /// When `write` returns more than [`LEN_MAX`](Self::LEN_MAX).
     #[inline]
-    pub fn send(&mut self, write: impl FnOnce(usize, &mut [u8; PLACE_LEN]) -> usize) {
+    pub fn send(&mut self, write: impl FnOnce(usize, &mut [u8; PLACE_LEN]) -> usize) -> bool {
         if self.waiting.count() == WAITING_MAX {
             self.counters.rx_overflow_drops += 1;
-            return;
+            return false;
         }
         let index = self.first + self.waiting.count();
         let start = index * PLACE_LEN;
         let place = self.memory[start..].first_chunk_mut().expect("places are whole");
         let len = write(index, place);
-        assert!((1..=PLACE_LEN).contains(&len), "an answer of {len} bytes");
+        assert!(len <= PLACE_LEN, "an answer of {len} bytes");
+        if len == 0 {
+            return true;
+        }
         self.waiting.push(start, len);
         self.counters.rx_datagrams += 1;
         self.counters.rx_bytes += len as u64;
+        true
     }
 
     /// Number of places.

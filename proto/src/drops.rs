@@ -95,6 +95,12 @@ impl Drops {
         Self(std::array::from_fn(|reason| self.0[reason] + other.0[reason]))
     }
 
+    /// What was counted since an earlier reading.
+    #[must_use]
+    pub fn minus(self, earlier: Self) -> Self {
+        Self(std::array::from_fn(|reason| self.0[reason].wrapping_sub(earlier.0[reason])))
+    }
+
     /// Datagrams dropped for `reason`.
     #[must_use]
     pub const fn of(&self, reason: DropReason) -> u64 {

@@ -7,6 +7,7 @@ use linerate_dataplane::Port;
 
 use super::{
     LoadPlan,
+    schedule::Schedule,
     tally::{Batch, Place, Tag, Tally},
 };
 use crate::{
@@ -24,7 +25,7 @@ pub(super) struct Pusher {
     batch: usize,
     value_len: ValueLen,
     process: u16,
-    thread: u16,
+    client: u16,
     sequence: u64,
     /// The batch being pushed, and how many of its operations are still to come.
     current: Option<(u32, usize)>,
@@ -34,33 +35,49 @@ pub(super) struct Pusher {
 }
 
 impl Pusher {
-    pub(super) fn new(plan: &LoadPlan) -> Self {
+    pub(super) fn new(plan: &LoadPlan, batch: usize) -> Self {
+        Self::of(plan.process, plan.client, batch, plan.value_len)
+    }
+
+    /// One that writes values in the name of a client of a process.
+    pub(super) fn of(process: u16, client: u16, batch: usize, value_len: ValueLen) -> Self {
         Self {
-            batch: plan.batch,
-            value_len: plan.value_len,
-            process: plan.process,
-            thread: plan.thread,
+            batch,
+            value_len,
+            process,
+            client,
             sequence: 0,
             current: None,
             waiting: None,
-            value: vec![0; plan.value_len.max()].into(),
+            value: vec![0; value_len.max()].into(),
         }
     }
 
-    /// Pushes operations until all batches are in flight or the session takes no more.
+    /// Pushes operations until all batches are in flight, none is due before `until` (in an open loop), or the session takes
+    /// no more; returns whether it has pushed any.
     pub(super) fn fill<P: Port>(
         &mut self,
         now: Instant,
+        until: Instant,
         session: &mut Session<P>,
         stream: &mut Stream,
-        tally: &mut Tally,
-    ) -> io::Result<()> {
+        tally: &mut Tally<'_>,
+        mut schedule: Option<&mut Schedule>,
+    ) -> io::Result<bool> {
+        let mut has_pushed = false;
         loop {
             let (index, mut left) = match self.current.take() {
                 Some(current) => current,
                 None => {
-                    let Some(index) = tally.free.pop() else { return Ok(()) };
-                    tally.batches[index as usize] = Batch { begun: now, left: self.batch as u32 };
+                    let begun = schedule.as_ref().map_or(now, |schedule| schedule.next());
+                    if schedule.is_some() && begun > until {
+                        return Ok(has_pushed);
+                    }
+                    let Some(index) = tally.free.pop() else { return Ok(has_pushed) };
+                    tally.batches[index as usize] = Batch { begun, left: self.batch as u32 };
+                    if let Some(schedule) = &mut schedule {
+                        schedule.advance();
+                    }
                     (index, self.batch)
                 }
             };
@@ -69,13 +86,16 @@ impl Pusher {
                 if let (Some(check), Some(draw)) = (&tally.check, stream.ahead(LOOK_AHEAD)) {
                     check.expect(draw.record());
                 }
-                let place = Place { batch: index as u16, position: (self.batch - left) as u8 };
+                let place = Place::of(index, self.batch - left, tally.is_open);
                 match self.push(now, session, &draw, place, tally.check.as_mut()) {
-                    Ok(()) => left -= 1,
+                    Ok(()) => {
+                        left -= 1;
+                        has_pushed = true;
+                    }
                     Err(PushError::Full) => {
                         self.waiting = Some(draw);
                         self.current = Some((index, left));
-                        return Ok(());
+                        return Ok(has_pushed);
                     }
                     Err(error) => return Err(io::Error::other(error)),
                 }
@@ -120,7 +140,7 @@ impl Pusher {
         // Lengths need not be random, only mixed: a multiplication spreads the sequence over the range.
         let random = (self.sequence.wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 32) as u32;
         let value = &mut self.value[..self.value_len.pick(random)];
-        let writer = writer(self.process, self.thread, self.sequence);
+        let writer = writer(self.process, self.client, self.sequence);
         fill(value, draw.record(), writer);
         session.push(now, Operation::put(draw.key(), value), tag)?;
         self.sequence += 1;

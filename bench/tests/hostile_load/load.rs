@@ -12,7 +12,7 @@ use linerate_bench::{
         Checker,
         versions::{Snapshot, VersionTable},
     },
-    load::{LoadPlan, LoadReport, preload, run_load},
+    load::{Lane, LoadPlan, LoadReport, preload, run_load},
     options::RunOptions,
     workload::{Stream, Workload, draw_streams},
 };
@@ -76,23 +76,32 @@ impl Load {
             let threads: Vec<_> = self
                 .sessions
                 .iter_mut()
-                .zip(&mut self.streams)
+                .zip(&self.streams)
                 .zip(1..)
-                .map(|((session, stream), thread)| {
+                .map(|((session, stream), client)| {
                     let plan = LoadPlan {
                         process: checker.process(),
-                        thread,
+                        client,
                         batch: options.batch.into(),
                         batches_in_flight: usize::from(options.window),
+                        pace: None,
                         value_len: options.value_len,
                         verify: true,
                         // There are more threads than CPUs.
                         sleeps: true,
                         warmup: Duration::ZERO,
                         duration: FOR_EVER,
+                        interval: FOR_EVER,
+                        patience: Duration::from_secs(5),
                     };
                     let (live, stop) = (&live, &stop);
-                    scope.spawn(move || run_load(session, stream, &plan, Some(checker), live, stop).unwrap())
+                    scope.spawn(move || {
+                        let mut total = LoadReport::default();
+                        let mut lanes = [Lane::new(session, stream.clone(), plan, Some(checker))];
+                        run_load(&mut lanes, live, stop, &mut |interval| total.absorb(&interval.report))
+                            .unwrap();
+                        total
+                    })
                 })
                 .collect();
             {
