@@ -1,7 +1,7 @@
 //! What `linerate-bench` is made of: a measurement from beginning to end ([`run`], [`ceiling`], [`wire`], [`store`],
 //! [`cache`], [`cluster`]) as it was asked for
 //! ([`options`]), what a client thread does ([`load`]: [`workload`], [`key`], [`value`]), whether the answers were those of
-//! a linearizable store ([`check`]), what is measured ([`latency`], [`core_to_core`]), what could be at most ([`line_rate`]) and what is reported ([`output`],
+//! a linearizable store ([`check`]), what is measured ([`latency`], [`core_to_core`]), what is looked at meanwhile ([`watch`]), what could be at most ([`line_rate`]) and what is reported ([`output`],
 //! [`results`]).
 //!
 //! The client should cost as little as it can and still do what a real one does, as it shares the machine with the
@@ -27,5 +27,6 @@ pub mod run;
 pub mod series;
 pub mod store;
 pub mod value;
+pub mod watch;
 pub mod wire;
 pub mod workload;

@@ -13,7 +13,6 @@
 //! puts between frames, so its rate is lowered by that share of a full frame. Whether the rate was kept is not taken from
 //! it but from the frames that the interface has counted, each with all that is around it on a cable.
 
-pub mod counters;
 pub mod rate;
 
 use std::{
@@ -37,15 +36,13 @@ use linerate_dataplane::{
 use linerate_server::{Datagrams, Server, ServerConfig, StartError};
 use serde::{Serialize, Serializer};
 
-use self::{
-    counters::{CpuShares, CpuTime, FrameCount, InterfaceCounters},
-    rate::{LINE_RATE, Rate, frame_len_max, gbit_per_sec},
-};
+use self::rate::{LINE_RATE, Rate, frame_len_max, gbit_per_sec};
 use crate::{
     ceiling::{CeilingPorts, ceiling_over, each_core},
     options::{Cpus, RunOptions, WireOptions},
     output::{Environment, Report, number, plain_table, shown},
     run::{RunPorts, check_stop, draw, plain_udp, run_over},
+    watch::counters::{CpuShares, CpuTime, FrameCount, InterfaceCounters},
     workload::Stream,
 };
 

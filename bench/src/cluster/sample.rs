@@ -9,7 +9,7 @@ use std::{
 use nix::unistd::{SysconfVar, sysconf};
 
 use super::message::Sample;
-use crate::wire::{counters::InterfaceCounters, rate::gbit_per_sec};
+use crate::{watch::counters::InterfaceCounters, wire::rate::gbit_per_sec};
 
 /// Everything counted up to one moment.
 #[derive(Clone, Copy, Debug)]
@@ -115,7 +115,7 @@ fn softnet_drops(softnet: &str) -> u64 {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::wire::counters::FrameCount;
+    use crate::watch::counters::FrameCount;
 
     /// Goal: each number is taken from its place. Method: texts with a different number in each place.
     #[test]

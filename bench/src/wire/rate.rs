@@ -4,7 +4,7 @@ use std::{fmt, str::FromStr};
 
 use serde::Serialize;
 
-use super::counters::FrameCount;
+use crate::watch::counters::FrameCount;
 
 /// What Ethernet adds around each frame that the kernel counts: preamble and start 8 bytes, checksum 4, and the gap to the
 /// next frame 12 (IEEE 802.3, clauses 3 and 4.4).

@@ -1,0 +1,3 @@
+//! What is looked at while something is measured.
+
+pub mod counters;
