@@ -730,7 +730,7 @@ mod tests {
     /// Goal: super-packets and datagrams that cross together are seen. Method: counts just right and just wrong.
     #[test]
     fn what_is_no_frame_is_refused() {
-        let sent = |frames, bytes| FrameCount { frames, bytes, dropped: 0 };
+        let sent = |frames, bytes| FrameCount { frames, bytes, ..FrameCount::default() };
         assert!(check_frames(sent(1_000, 1_514_000), Some(1_000)).is_ok());
         assert!(check_frames(sent(0, 0), None).is_ok());
         assert!(check_frames(FrameCount { dropped: 10, ..sent(990, 990_000) }, Some(1_000)).is_ok());

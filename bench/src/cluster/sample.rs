@@ -2,47 +2,39 @@
 //! counted.
 
 use std::{
-    fs, io,
+    io,
     time::{Duration, Instant},
 };
 
-use nix::unistd::{SysconfVar, sysconf};
-
 use super::message::Sample;
-use crate::{watch::counters::InterfaceCounters, wire::rate::gbit_per_sec};
+use crate::{
+    watch::counters::{CpuTime, InterfaceCounters, ProcessUse, SocketCounters, SoftnetCounters},
+    wire::rate::gbit_per_sec,
+};
 
 /// Everything counted up to one moment.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Reading {
     at: Instant,
     ops: u64,
-    cpu: Duration,
+    processes: ProcessUse,
     host_cpu: Duration,
-    rss_bytes: u64,
     interface: InterfaceCounters,
-    udp_rcvbuf_errors: u64,
-    softnet_drops: u64,
+    sockets: SocketCounters,
+    softnet: SoftnetCounters,
 }
 
 impl Reading {
     /// Reads what concerns these processes and this interface, in the calling thread's network namespace.
     pub(crate) fn take(processes: &[i32], interface: &str, ops: u64) -> io::Result<Self> {
-        let read = |path: &str| fs::read_to_string(path).unwrap_or_default();
-        let tick = tick();
-        let ticks: u64 =
-            processes.iter().filter_map(|pid| process_ticks(&read(&format!("/proc/{pid}/stat")))).sum();
-        let page_len = sysconf(SysconfVar::PAGE_SIZE).ok().flatten().unwrap_or(4096) as u64;
-        let pages: u64 =
-            processes.iter().filter_map(|pid| resident_pages(&read(&format!("/proc/{pid}/statm")))).sum();
         Ok(Self {
             at: Instant::now(),
             ops,
-            cpu: tick * ticks as u32,
-            host_cpu: tick * busy_ticks(&read("/proc/stat")).unwrap_or(0) as u32,
-            rss_bytes: pages * page_len,
+            processes: ProcessUse::of(processes),
+            host_cpu: CpuTime::of_all()?.busy(),
             interface: InterfaceCounters::of(interface)?,
-            udp_rcvbuf_errors: udp_rcvbuf_errors(&read("/proc/thread-self/net/snmp")).unwrap_or(0),
-            softnet_drops: softnet_drops(&read("/proc/thread-self/net/softnet_stat")),
+            sockets: SocketCounters::read()?,
+            softnet: SoftnetCounters::read()?,
         })
     }
 
@@ -57,9 +49,9 @@ impl Reading {
             index,
             seconds,
             ops: self.ops.saturating_sub(earlier.ops),
-            cpu_pct: share(self.cpu, earlier.cpu),
+            cpu_pct: share(self.processes.cpu(), earlier.processes.cpu()),
             host_cpu_pct: share(self.host_cpu, earlier.host_cpu),
-            rss_bytes: self.rss_bytes,
+            rss_bytes: self.processes.rss_bytes,
             tx_frames: tx.frames,
             tx_bytes: tx.bytes,
             rx_frames: rx.frames,
@@ -67,72 +59,16 @@ impl Reading {
             tx_gbit: gbit_per_sec(tx, seconds),
             rx_gbit: gbit_per_sec(rx, seconds),
             nic_drops: tx.dropped + rx.dropped,
-            udp_rcvbuf_errors: self.udp_rcvbuf_errors.saturating_sub(earlier.udp_rcvbuf_errors),
-            softnet_drops: self.softnet_drops.saturating_sub(earlier.softnet_drops),
+            udp_rcvbuf_errors: self.sockets.minus(earlier.sockets).udp_rcvbuf_errors,
+            softnet_drops: self.softnet.minus(earlier.softnet).dropped,
         }
     }
-}
-
-/// Unit of the kernel's CPU times.
-fn tick() -> Duration {
-    let per_second = sysconf(SysconfVar::CLK_TCK).ok().flatten().filter(|&count| count > 0).unwrap_or(100);
-    Duration::from_secs(1) / per_second as u32
-}
-
-/// Time in programs and in the kernel of a /proc/PID/stat: fields 14 and 15 of proc(5).
-fn process_ticks(stat: &str) -> Option<u64> {
-    let (_, fields) = stat.rsplit_once(") ")?;
-    let fields: Vec<_> = fields.split_whitespace().collect();
-    Some(fields.get(11)?.parse::<u64>().ok()? + fields.get(12)?.parse::<u64>().ok()?)
-}
-
-/// Second field of a /proc/PID/statm.
-fn resident_pages(statm: &str) -> Option<u64> {
-    statm.split_whitespace().nth(1)?.parse().ok()
-}
-
-/// Ticks in which a CPU had something to do, from /proc/stat: all but idle and waiting for I/O, without what was stolen.
-fn busy_ticks(stat: &str) -> Option<u64> {
-    let numbers = stat.lines().find_map(|line| line.strip_prefix("cpu "))?;
-    let numbers: Vec<u64> = numbers.split_whitespace().map_while(|number| number.parse().ok()).collect();
-    let &[user, nice, system, _, _, irq, softirq, ..] = &numbers[..] else { return None };
-    Some(user + nice + system + irq + softirq)
-}
-
-/// The column of that name in the lines `Udp:` of /proc/net/snmp, the first of which has the names.
-fn udp_rcvbuf_errors(snmp: &str) -> Option<u64> {
-    let mut lines = snmp.lines().filter_map(|line| line.strip_prefix("Udp:"));
-    let place = lines.next()?.split_whitespace().position(|name| name == "RcvbufErrors")?;
-    lines.next()?.split_whitespace().nth(place)?.parse().ok()
-}
-
-/// Second column of all CPUs in /proc/net/softnet_stat, in hexadecimal.
-fn softnet_drops(softnet: &str) -> u64 {
-    let dropped = |line: &str| u64::from_str_radix(line.split_whitespace().nth(1)?, 16).ok();
-    softnet.lines().filter_map(dropped).sum()
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
     use crate::watch::counters::FrameCount;
-
-    /// Goal: each number is taken from its place. Method: texts with a different number in each place.
-    #[test]
-    fn the_kernels_numbers_are_found() {
-        let stat = "7 (a b) c) S 1 2 3 4 5 6 7 8 9 10 100 23 14 15 16 17 18 19 20";
-        assert_eq!(process_ticks(stat), Some(123));
-        assert_eq!(process_ticks("7 (a) S 1"), None);
-        assert_eq!(resident_pages("10 20 30 1 0 1 0"), Some(20));
-        assert_eq!(resident_pages(""), None);
-        assert_eq!(busy_ticks("cpu  1 2 4 8 16 32 64 128 256 512\ncpu0 9 9"), Some(1 + 2 + 4 + 32 + 64));
-        assert_eq!(busy_ticks("cpu0 1 2 3 4 5 6 7"), None);
-        let snmp =
-            "Ip: a\nIp: 1\nUdp: InDatagrams NoPorts InErrors OutDatagrams RcvbufErrors\nUdp: 1 2 3 4 55 6\n";
-        assert_eq!(udp_rcvbuf_errors(snmp), Some(55));
-        assert_eq!(udp_rcvbuf_errors("Udp: RcvbufErrors\n"), None);
-        assert_eq!(softnet_drops("00000001 0000000a 3\n00000001 00000010 3\nnothing\n"), 26);
-    }
 
     /// Goal: a sample has rates of its own interval, and frames with all that is around them. Method: two readings made
     /// by hand.
@@ -142,23 +78,22 @@ mod tests {
         let zero = Reading {
             at,
             ops: 10,
-            cpu: Duration::ZERO,
+            processes: ProcessUse { rss_bytes: 1, ..ProcessUse::default() },
             host_cpu: Duration::ZERO,
-            rss_bytes: 1,
             interface: InterfaceCounters::default(),
-            udp_rcvbuf_errors: 3,
-            softnet_drops: 0,
+            sockets: SocketCounters { udp_rcvbuf_errors: 3, ..SocketCounters::default() },
+            softnet: SoftnetCounters::default(),
         };
-        let tx = FrameCount { frames: 812_743, bytes: 812_743 * 1_514, dropped: 2 };
+        let tx = FrameCount { frames: 812_743, bytes: 812_743 * 1_514, dropped: 2, ..FrameCount::default() };
+        let second = Duration::from_secs(1);
         let later = Reading {
-            at: at + Duration::from_secs(2),
+            at: at + 2 * second,
             ops: 30,
-            cpu: Duration::from_secs(1),
-            host_cpu: Duration::from_secs(3),
-            rss_bytes: 7,
+            processes: ProcessUse { user: second, system: Duration::ZERO, rss_bytes: 7 },
+            host_cpu: 3 * second,
             interface: InterfaceCounters { tx, rx: FrameCount::default() },
-            udp_rcvbuf_errors: 5,
-            softnet_drops: 1,
+            sockets: SocketCounters { udp_rcvbuf_errors: 5, ..SocketCounters::default() },
+            softnet: SoftnetCounters { dropped: 1, squeezed: 9 },
         };
         let sample = later.since(&zero, 4);
         assert_eq!((sample.index, sample.ops, sample.rss_bytes), (4, 20, 7));

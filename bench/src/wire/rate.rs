@@ -102,7 +102,7 @@ mod tests {
             (1_000_000, 60_000_000, 1.0, 0.672, 0.0672),
             (0, 0, 1.0, 0.0, 0.0),
         ] {
-            let got = gbit_per_sec(FrameCount { frames, bytes, dropped: 0 }, seconds);
+            let got = gbit_per_sec(FrameCount { frames, bytes, ..FrameCount::default() }, seconds);
             assert!((got - gbit).abs() < 1e-4, "{frames}: {got}");
             assert!((LINE_RATE.share(got) - share).abs() < 1e-5, "{frames}");
         }
