@@ -30,7 +30,6 @@ use nix::{
     sys::{prctl::set_pdeathsig, signal::Signal},
     unistd::{Pid, getppid},
 };
-use serde_json::Value;
 
 use super::{
     message::{CpuChoice, Event, Hello, Load, Measure, Order, Serve, ServerStatistics},
@@ -40,6 +39,7 @@ use super::{
 use crate::{
     options::RunOptions,
     run::{CoreStatistics, Together, run_with},
+    watch::nic::{interface_towards, tune_status},
 };
 
 /// How often a node that waits looks whether its server is still there.
@@ -50,9 +50,6 @@ const SERVE_TIMEOUT: Duration = Duration::from_secs(180);
 
 /// Time for a server to end by itself.
 const SERVER_GRACE: Duration = Duration::from_secs(3);
-
-/// Where the tuning script is, if anywhere: in the sources that one works in, or where CloudLab puts a profile's.
-const TUNE_SCRIPTS: [&str; 2] = ["setup/tune-nic.sh", "/local/repository/setup/tune-nic.sh"];
 
 /// Where CloudLab's machines say which interface is the control network's.
 const CONTROL_INTERFACE: &str = "/var/emulab/boot/controlif";
@@ -185,7 +182,7 @@ fn hello(options: &NodeOptions) -> anyhow::Result<Hello> {
         kernel: read("/proc/sys/kernel/osrelease"),
         cores: physical_cores(&allowed_cores()?),
         pid: std::process::id() as i32,
-        tune: TUNE_SCRIPTS.iter().find_map(|script| tune_status(Path::new(script))),
+        tune: tune_status(),
     })
 }
 
@@ -205,16 +202,6 @@ pub(crate) fn checksum(path: &Path) -> anyhow::Result<String> {
     let text = String::from_utf8_lossy(&output.stdout);
     let sum = text.split_whitespace().next().filter(|_| output.status.success());
     sum.map(str::to_owned).with_context(|| format!("cannot read the program {}", path.display()))
-}
-
-fn tune_status(script: &Path) -> Option<Value> {
-    if !script.is_file() {
-        return None;
-    }
-    let mut command = Command::new("timeout");
-    let output =
-        command.arg("10").arg(script).args(["status", "--json"]).stdin(Stdio::null()).output().ok()?;
-    serde_json::from_slice(&output.stdout).ok()
 }
 
 /// Nanoseconds since 1970 by this machine's clock.
@@ -445,21 +432,6 @@ fn wait_for(
     }
 }
 
-/// The name of the interface by which datagrams to `addr` leave.
-fn interface_towards(addr: IpAddr) -> anyhow::Result<String> {
-    if addr.is_loopback() {
-        return Ok("lo".to_owned());
-    }
-    let addr = addr.to_string();
-    let output = Command::new("ip").args(["-j", "route", "get", &addr]).stdin(Stdio::null()).output();
-    let output = output.context("cannot run `ip`: install the package iproute2")?;
-    let routes: Value = serde_json::from_slice(&output.stdout).unwrap_or_default();
-    let name = routes[0]["dev"].as_str().map(str::to_owned);
-    name.with_context(|| {
-        format!("no route leads to {addr}: {}", String::from_utf8_lossy(&output.stderr).trim())
-    })
-}
-
 /// Copies lines to the log and to whoever listens.
 fn copy_lines(from: impl io::Read + Send + 'static, mut log: File) -> Receiver<String> {
     let (send, lines): (Sender<String>, _) = channel();
@@ -533,8 +505,6 @@ fn named(core: &CoreStatistics) -> ServerStatistics {
 
 #[cfg(test)]
 mod tests {
-    use linerate_dataplane::netns::{Namespace, Pair, PairConfig};
-
     use super::*;
 
     #[test]
@@ -542,21 +512,6 @@ mod tests {
         for (duration, count) in [(0.05, 1), (0.4, 1), (1.0, 1), (2.4, 2), (5.0, 5), (86_400.0, 86_400)] {
             assert_eq!(intervals(duration), count, "{duration}");
         }
-    }
-
-    /// Goal: the interface of a route is found, and an address without one is named. Method: loopback, which needs no
-    /// program, and both ends of a cable.
-    #[test]
-    fn routes_are_asked_for() {
-        assert_eq!(interface_towards("127.0.0.9".parse().unwrap()).unwrap(), "lo");
-        if !Namespace::is_available() {
-            return;
-        }
-        let (here, there) = (Namespace::new().unwrap(), Namespace::new().unwrap());
-        let pair = Pair::new(&here, &there, PairConfig::default()).unwrap();
-        assert_eq!(there.run(|| interface_towards(pair.a.addr.into())).unwrap(), pair.b.interface);
-        let error = there.run(|| interface_towards("192.0.2.1".parse().unwrap())).unwrap_err();
-        assert!(error.to_string().starts_with("no route leads to 192.0.2.1: "), "{error}");
     }
 
     #[test]

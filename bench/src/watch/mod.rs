@@ -1,3 +1,4 @@
 //! What is looked at while something is measured.
 
 pub mod counters;
+pub mod nic;
