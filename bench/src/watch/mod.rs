@@ -1,4 +1,5 @@
 //! What is looked at while something is measured.
 
 pub mod counters;
+pub mod host;
 pub mod nic;
