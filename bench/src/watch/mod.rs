@@ -2,4 +2,5 @@
 
 pub mod counters;
 pub mod host;
+pub mod losses;
 pub mod nic;
