@@ -12,6 +12,8 @@ use nix::net::if_::if_nametoindex;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
+use super::host::HostSample;
+
 /// Where the tuning script is, if anywhere: in the sources that one works in, or where CloudLab puts a profile's.
 const TUNE_SCRIPTS: [&str; 2] = ["setup/tune-nic.sh", "/local/repository/setup/tune-nic.sh"];
 
@@ -44,6 +46,17 @@ impl NicFacts {
             let interface = interface.to_owned();
             Self { interface, driver: None, speed_mbit: None, mtu: None, rx_queues: None, tx_queues: None }
         }
+    }
+
+    /// Share of the link's speed that the frames of these samples took in the fuller direction, with all that is around them;
+    /// `None` without samples or when the speed is not known.
+    #[must_use]
+    pub fn line_rate_share(&self, samples: &[HostSample]) -> Option<f64> {
+        let gbit = f64::from(self.speed_mbit?) / 1e3;
+        let mean =
+            |gbit: fn(&HostSample) -> f64| samples.iter().map(gbit).sum::<f64>() / samples.len() as f64;
+        let fuller = mean(|sample| sample.rx_gbit).max(mean(|sample| sample.tx_gbit));
+        (!samples.is_empty()).then_some(fuller / gbit)
     }
 
     fn in_folder(interface: &str, folder: &Path) -> Self {
@@ -162,6 +175,17 @@ mod tests {
             (None, None, None, None)
         );
         fs::remove_dir_all(&root).unwrap();
+    }
+
+    #[test]
+    fn the_fuller_direction_counts() {
+        let sample = |rx_gbit, tx_gbit| HostSample { rx_gbit, tx_gbit, ..HostSample::default() };
+        let samples = [sample(1.0, 9.0), sample(9.5, 10.0)];
+        let unknown = NicFacts::in_folder("eth2", Path::new("/nothing"));
+        let card = NicFacts { speed_mbit: Some(10_000), ..unknown.clone() };
+        let share = card.line_rate_share(&samples).unwrap();
+        assert!((share - 0.95).abs() < 1e-9, "{share}");
+        assert_eq!((card.line_rate_share(&[]), unknown.line_rate_share(&samples)), (None, None));
     }
 
     /// Goal: facts are of the thread's own namespace or none, also where another one has the same name. Method: loopback, which

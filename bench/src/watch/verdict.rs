@@ -75,7 +75,8 @@ pub struct RunFacts {
     pub ops_per_sec: f64,
     /// Operations per second that were asked for, in an open loop.
     pub offered_ops_per_sec: Option<f64>,
-    /// Share of the network's line rate in the fuller direction.
+    /// Share of the network's line rate in the fuller direction
+    /// ([`NicFacts::line_rate_share`](super::nic::NicFacts::line_rate_share)).
     pub line_rate_share: Option<f64>,
     /// Requests sent for the first time.
     pub requests: u64,
