@@ -3,6 +3,7 @@
 #![forbid(unsafe_code)]
 
 use std::{
+    env,
     io::{self, Write},
     path::Path,
     process::ExitCode,
@@ -20,7 +21,7 @@ use linerate_bench::{
     line_rate::{ModelOptions, prediction_table},
     options::{Command, DemoOptions, Options, RunOptions, StoreOptions, WireOptions},
     output::{Environment, Report, table},
-    results,
+    results::{self, Kept},
     run::{run, stop_on_signals},
     store::{StoreReport, store, store_sweep, store_table, sweep_table},
     wire::{WireReport, WireResult, wire, wire_table},
@@ -56,8 +57,8 @@ fn execute(options: Options) -> anyhow::Result<Verdict> {
     let defaults = || DemoOptions { duration: 5.0, records: RunOptions::defaults().records };
     match options.command.unwrap_or_else(|| Command::Demo(defaults())) {
         Command::Demo(demo) => show_demo(&demo, &stop),
-        Command::Run(options) => show(&options, run(&options, &stop)?),
-        Command::Ceiling(options) => show(&options, ceiling(&options, &stop)?),
+        Command::Run(options) => show(&options, || run(&options, &stop)),
+        Command::Ceiling(options) => show(&options, || ceiling(&options, &stop)),
         Command::Wire(options) => show_wire(&options, &wire(&options, &stop)?),
         Command::Store(options) => show_store(&options, &stop),
         Command::Cache(options) => show_cache(&options, &cache(&options, &stop)?),
@@ -91,12 +92,25 @@ fn show_demo(demo: &DemoOptions, stop: &AtomicBool) -> anyhow::Result<Verdict> {
     check(&tcp)
 }
 
-fn show(options: &RunOptions, report: Report) -> anyhow::Result<Verdict> {
+fn show(options: &RunOptions, measure: impl FnOnce() -> anyhow::Result<Report>) -> anyhow::Result<Verdict> {
+    let root = results::root(options.results.as_deref());
+    // What can not be kept should show before, not after minutes.
+    options.keep.as_ref().map_or(Ok(()), |name| results::check(&root, name))?;
+    let report = measure()?;
     match &options.json {
         Some(target) => target.write(&report)?,
-        None => say(&table(&[(&report.config.transport, &report)]))?,
+        None => {
+            say(&table(&[(&report.config.transport, &report)]))?;
+            for verdict in &report.verdicts {
+                say(&verdict.text)?;
+            }
+        }
     }
-    keep(options.keep.as_deref(), &report, &report.environment)?;
+    if let Some(name) = &options.keep {
+        let (command, partial) = (command(), report.partial);
+        let (environment, seed, run) = (&report.environment, Some(options.seed), Some(&report));
+        keep_in(&root, name, &report, &Kept { command: &command, environment, seed, partial, run })?;
+    }
     let verdict = check(&report)?;
     match &report.failure {
         Some(failure) => anyhow::bail!("{failure}: what is reported is what was measured until then"),
@@ -202,13 +216,22 @@ fn show_model(options: &ModelOptions) -> anyhow::Result<Verdict> {
     Ok(Verdict::Right)
 }
 
+/// Keeps a result that has no seconds, if it is to be kept.
 fn keep(name: Option<&str>, result: &impl Serialize, environment: &Environment) -> anyhow::Result<()> {
-    if let Some(name) = name {
-        let command: Vec<String> = std::env::args().collect();
-        let kept = results::keep(Path::new("bench/results"), name, result, &command, environment)?;
-        eprintln!("linerate-bench: kept in {}", kept.display());
-    }
+    let command = command();
+    let kept = Kept { command: &command, environment, seed: None, partial: false, run: None };
+    name.map_or(Ok(()), |name| keep_in(&results::root(None), name, result, &kept))
+}
+
+fn keep_in(root: &Path, name: &str, result: &impl Serialize, kept: &Kept<'_>) -> anyhow::Result<()> {
+    let folder = results::keep(root, name, result, kept)?;
+    eprintln!("linerate-bench: kept in {}", folder.display());
     Ok(())
+}
+
+/// What this process was asked for.
+fn command() -> Vec<String> {
+    env::args().collect()
 }
 
 /// Prints; that nobody reads it is an error like any other.

@@ -25,7 +25,7 @@ use zerocopy::{FromBytes, IntoBytes};
 use crate::{
     options::{Cpus, RunOptions},
     output::{Environment, Kind as ReportKind, Report},
-    run::{Beside, Load, Measured, check_stop, draw, finished, summarise},
+    run::{Beside, Load, Measured, WatchedHost, check_stop, draw, finished, summarise},
     workload::ValueLen,
 };
 
@@ -54,6 +54,7 @@ pub(crate) fn null(options: &RunOptions, stop: &AtomicBool) -> anyhow::Result<Re
     let streams = draw(options)?;
     check_stop(stop)?;
     let live = AtomicU64::new(0);
+    let host = WatchedHost::towards(None, &cpus);
     let load = Load {
         options,
         stop,
@@ -63,6 +64,7 @@ pub(crate) fn null(options: &RunOptions, stop: &AtomicBool) -> anyhow::Result<Re
         server_cores: 1,
         checker: None,
         is_crowded: cpus.is_crowded,
+        host: host.as_ref(),
     };
     let connect = |number| open(options, number);
     let mut beside = Beside {

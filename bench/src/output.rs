@@ -19,6 +19,7 @@ use crate::{
     check::CheckReport,
     latency::LatencyUs,
     series::Series,
+    watch::{losses::Losses, nic::NicFacts, verdict::Verdict},
     workload::{ValueLen, Workload},
 };
 
@@ -108,6 +109,12 @@ pub struct Report {
     pub core_to_core_after_ns: Option<f64>,
     /// What was counted second by second; in intervals of a 3,600th of the duration when that is longer.
     pub series: Series,
+    /// What can be said of these figures: what limited them, and what makes them doubtful.
+    pub verdicts: Vec<Verdict>,
+    /// Datagrams lost, by the layer that lost them; `None` for a ceiling.
+    pub loss_by_layer: Option<Losses>,
+    /// The interface that led to the server; `None` when it is not known.
+    pub nic: Option<NicFacts>,
     /// What was asked for.
     pub config: Config,
     /// Where it ran.
@@ -287,7 +294,7 @@ impl JsonTarget {
                 let written = stdout.write_all(text.as_bytes()).and_then(|()| stdout.flush());
                 written.map_err(|error| write_error("the standard output", &error))
             }
-            Self::File(path) => write_file(path, &text),
+            Self::File(path) => write_file(path, text),
         }
     }
 }
@@ -296,7 +303,7 @@ pub(crate) fn json(value: &impl Serialize) -> io::Result<String> {
     Ok(serde_json::to_string_pretty(value)? + "\n")
 }
 
-pub(crate) fn write_file(path: &Path, text: &str) -> io::Result<()> {
+pub(crate) fn write_file(path: &Path, text: impl AsRef<[u8]>) -> io::Result<()> {
     fs::write(path, text).map_err(|error| write_error(&format!("\"{}\"", path.display()), &error))
 }
 
@@ -390,6 +397,16 @@ pub fn table(reports: &[(&str, &Report)]) -> String {
     table.trim_fmt()
 }
 
+/// The figures of a table as comma-separated values: name, unit, number; what was not measured has none.
+pub(crate) fn summary_csv(report: &Report) -> String {
+    let lines = FIGURES.iter().map(|figure| {
+        let value = (figure.of)(report).map(|value| value.to_string()).unwrap_or_default();
+        // One name has a comma in it.
+        format!("\"{}\",{},{value}\n", figure.name.trim(), figure.unit)
+    });
+    std::iter::once("figure,unit,value\n".to_owned()).chain(lines).collect()
+}
+
 /// A table without lines between its rows.
 pub(crate) fn plain_table() -> Table {
     let mut table = Table::new();
@@ -477,6 +494,9 @@ pub(crate) mod tests {
             core_to_core_before_ns: Some(105.0),
             core_to_core_after_ns: Some(106.0),
             series: Series::empty(),
+            verdicts: Vec::new(),
+            loss_by_layer: None,
+            nic: None,
             config: Config {
                 target: "embedded".to_owned(),
                 transport: "udp".to_owned(),

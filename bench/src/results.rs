@@ -1,14 +1,29 @@
 //! Results worth keeping: a folder each, with the raw numbers, the command, and the machine.
+//!
+//! ```text
+//! <root>/<date>-<name>/
+//!   manifest.json   command, seed, sources, machine, network card and how it is tuned
+//!   result.json     all figures, as `--json` has them
+//!   summary.csv     those of the table
+//!   series.csv      those of each second
+//!   latency.hlog    latencies of each second, an HdrHistogram V2 interval log
+//!   report.html     the same for people
+//! ```
 
 use std::{
-    fmt::Write as _,
+    collections::BTreeMap,
     fs, io,
     path::{Path, PathBuf},
+    process,
 };
 
 use serde::Serialize;
+use serde_json::Value;
 
-use crate::output::{Environment, json, write_file};
+use crate::{
+    output::{Environment, Report, json, summary_csv, write_file},
+    watch::nic::{NicFacts, tune_status},
+};
 
 /// Files of the kernel whose content decides what a figure means, with what they are.
 const MACHINE_FILES: [(&str, &str); 10] = [
@@ -24,97 +39,173 @@ const MACHINE_FILES: [(&str, &str); 10] = [
     ("load average", "/proc/loadavg"),
 ];
 
-/// Writes the folder `<root>/<date>-<name>/` and returns its path. It holds `result.json` (`result`), `command.txt` (the
-/// arguments of this process, the first of which is the program) and `machine.txt`. Nothing is ever overwritten: a
-/// second folder of that name gets `-2` behind it, and so on.
+/// What is kept with a result.
+#[derive(Clone, Copy, Debug)]
+pub struct Kept<'a> {
+    /// The arguments of this process, the first of which is the program.
+    pub command: &'a [String],
+    /// Where and from what it was measured.
+    pub environment: &'a Environment,
+    /// Seed of all random choices; `None` when there are none.
+    pub seed: Option<u64>,
+    /// Whether less was measured than was asked for.
+    pub partial: bool,
+    /// The run whose seconds and latencies are kept too, if it is one.
+    pub run: Option<&'a Report>,
+}
+
+/// Everything about a result but its figures.
+#[derive(Debug, Serialize)]
+struct Manifest<'a> {
+    name: &'a str,
+    date: &'a str,
+    /// The program without its folder: that is different on every machine.
+    command: Vec<String>,
+    seed: Option<u64>,
+    partial: bool,
+    environment: &'a Environment,
+    /// What the kernel says of its settings; what it does not tell is left out.
+    machine: BTreeMap<&'static str, String>,
+    nic: Option<&'a NicFacts>,
+    /// What `setup/tune-nic.sh status --json` says, where that script is.
+    tune: Option<Value>,
+}
+
+/// Where results are kept: in `given`, or else in `bench/results` of a checkout, or in `results` here.
+#[must_use]
+pub fn root(given: Option<&Path>) -> PathBuf {
+    let default = || if Path::new("bench/Cargo.toml").is_file() { "bench/results" } else { "results" };
+    given.map_or_else(|| default().into(), Path::to_owned)
+}
+
+/// Checks that a result could be kept under this name, before anything is measured in vain.
+///
+/// # Errors
+/// As [`keep`]; what was made to find out is removed again.
+pub fn check(root: &Path, name: &str) -> io::Result<()> {
+    check_name(name)?;
+    let is_new = !root.exists();
+    let probe = unfinished(root)?;
+    fs::remove_dir(&probe)?;
+    if is_new {
+        // It may have got company meanwhile.
+        let _ = fs::remove_dir(root);
+    }
+    Ok(())
+}
+
+/// Writes the folder `<root>/<date>-<name>/` and returns its path. It appears under that name when all of it is written, and
+/// nothing is ever overwritten: a second folder of that name gets `-2` behind it, and so on.
 ///
 /// # Errors
 /// When `name` is not made of 1 to 64 letters, digits, `-`, `_` and `.` (the path stays inside `root`), and when a file
 /// or folder cannot be written; a sentence that names it.
-pub fn keep(
-    root: &Path,
-    name: &str,
-    result: &impl Serialize,
-    command: &[String],
-    environment: &Environment,
-) -> io::Result<PathBuf> {
-    let is_allowed = |byte: u8| byte.is_ascii_alphanumeric() || b"-_.".contains(&byte);
-    if !(1..=64).contains(&name.len()) || !name.bytes().all(is_allowed) {
-        let reason =
-            format!("\"{name}\" cannot name a result; use 1 to 64 letters, digits and the signs - _ .");
-        return Err(io::Error::new(io::ErrorKind::InvalidInput, reason));
+pub fn keep(root: &Path, name: &str, result: &impl Serialize, kept: &Kept<'_>) -> io::Result<PathBuf> {
+    check_name(name)?;
+    let folder = unfinished(root)?;
+    let date = &kept.environment.date;
+    let (day, _) = date.split_once('T').unwrap_or((date, ""));
+    let finished = fill(&folder, name, result, kept).and_then(|()| {
+        let name = format!("{day}-{name}");
+        let mut path = root.join(&name);
+        for copy in 2.. {
+            match fs::rename(&folder, &path) {
+                // A folder with something in it is not replaced (rename(2)).
+                Err(error) if is_taken(&error) => path = root.join(format!("{name}-{copy}")),
+                Err(error) => return Err(create_error(&path, &error)),
+                Ok(()) => break,
+            }
+        }
+        Ok(path)
+    });
+    if finished.is_err() {
+        let _ = fs::remove_dir_all(&folder);
     }
-    let result = json(result)?;
-    let (day, _) = environment.date.split_once('T').unwrap_or((&environment.date, ""));
-    let folder = new_folder(root, &format!("{day}-{name}"))?;
-    write_file(&folder.join("result.json"), &result)?;
-    write_file(&folder.join("command.txt"), &command_line(command))?;
-    write_file(&folder.join("machine.txt"), &machine(environment))?;
-    Ok(folder)
+    finished
+}
+
+fn is_taken(error: &io::Error) -> bool {
+    matches!(
+        error.kind(),
+        io::ErrorKind::DirectoryNotEmpty | io::ErrorKind::AlreadyExists | io::ErrorKind::NotADirectory
+    )
+}
+
+fn fill(folder: &Path, name: &str, result: &impl Serialize, kept: &Kept<'_>) -> io::Result<()> {
+    let &Kept { command, environment, seed, partial, run } = kept;
+    let manifest = Manifest {
+        name,
+        date: &environment.date,
+        command: without_folder(command),
+        seed,
+        partial,
+        environment,
+        machine: machine(),
+        nic: run.and_then(|run| run.nic.as_ref()),
+        tune: tune_status(),
+    };
+    write_file(&folder.join("manifest.json"), json(&manifest)?)?;
+    write_file(&folder.join("result.json"), json(result)?)?;
+    if let Some(run) = run {
+        write_file(&folder.join("summary.csv"), summary_csv(run))?;
+        write_file(&folder.join("series.csv"), run.series.csv())?;
+        write_file(&folder.join("latency.hlog"), run.series.interval_log()?)?;
+    }
+    Ok(())
+}
+
+fn check_name(name: &str) -> io::Result<()> {
+    let is_allowed = |byte: u8| byte.is_ascii_alphanumeric() || b"-_.".contains(&byte);
+    if (1..=64).contains(&name.len()) && name.bytes().all(is_allowed) {
+        return Ok(());
+    }
+    let reason = format!("\"{name}\" cannot name a result; use 1 to 64 letters, digits and the signs - _ .");
+    Err(io::Error::new(io::ErrorKind::InvalidInput, reason))
+}
+
+/// A folder that nobody takes for a result yet.
+fn unfinished(root: &Path) -> io::Result<PathBuf> {
+    fs::create_dir_all(root).map_err(|error| create_error(root, &error))?;
+    let path = root.join(format!(".unfinished-{}", process::id()));
+    // One that a killed process of the same number has left.
+    let _ = fs::remove_dir_all(&path);
+    fs::create_dir(&path).map_err(|error| create_error(&path, &error))?;
+    Ok(path)
+}
+
+fn create_error(path: &Path, error: &io::Error) -> io::Error {
+    io::Error::new(error.kind(), format!("cannot create the folder \"{}\": {error}", path.display()))
 }
 
 /// Makes a folder of this name, or of one like it if there is one already.
 pub(crate) fn new_folder(root: &Path, name: &str) -> io::Result<PathBuf> {
-    let failed = |path: &Path, error: io::Error| {
-        io::Error::new(error.kind(), format!("cannot create the folder \"{}\": {error}", path.display()))
-    };
-    fs::create_dir_all(root).map_err(|error| failed(root, error))?;
+    fs::create_dir_all(root).map_err(|error| create_error(root, &error))?;
     let mut path = root.join(name);
     for copy in 2.. {
         match fs::create_dir(&path) {
             Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {
                 path = root.join(format!("{name}-{copy}"))
             }
-            Err(error) => return Err(failed(&path, error)),
+            Err(error) => return Err(create_error(&path, &error)),
             Ok(()) => break,
         }
     }
     Ok(path)
 }
 
-/// The command as one line for a shell, the program without its folder: that is different on every machine.
-fn command_line(command: &[String]) -> String {
+/// The arguments with the program's name alone in front.
+fn without_folder(command: &[String]) -> Vec<String> {
     let program = command.first().map(|program| {
         let path = Path::new(program);
         path.file_name().map_or_else(|| program.clone(), |name| name.to_string_lossy().into_owned())
     });
-    let arguments = command.iter().skip(1).cloned();
-    let words: Vec<_> = program.into_iter().chain(arguments).map(|word| quoted(&word)).collect();
-    words.join(" ") + "\n"
+    program.into_iter().chain(command.iter().skip(1).cloned()).collect()
 }
 
-/// A word as a POSIX shell reads it.
-fn quoted(word: &str) -> String {
-    let is_plain = |byte: u8| byte.is_ascii_alphanumeric() || b"-_./:=,+@%".contains(&byte);
-    if !word.is_empty() && word.bytes().all(is_plain) {
-        word.to_owned()
-    } else {
-        // Inside single quotes nothing is special but the quote itself, which is put between two quoted parts.
-        format!("'{}'", word.replace('\'', r"'\''"))
-    }
-}
-
-/// Lines `name: value`; what the machine does not tell is left out.
-fn machine(environment: &Environment) -> String {
-    let Environment { date, version, commit, build, kernel, cpu_model, cores, memory_bytes } = environment;
-    let known = [
-        ("date", Some(date.clone())),
-        ("version", Some((*version).to_owned())),
-        ("commit", commit.clone()),
-        ("build", Some((*build).to_owned())),
-        ("kernel", kernel.clone()),
-        ("processor", cpu_model.clone()),
-        ("cores", Some(cores.to_string())),
-        ("memory", memory_bytes.map(|bytes| format!("{} MiB", bytes >> 20))),
-    ];
-    let files = MACHINE_FILES.map(|(name, path)| (name, fs::read_to_string(path).ok()));
-    let mut text = String::new();
-    for (name, value) in known.into_iter().chain(files) {
-        if let Some(value) = value.as_deref().map(str::trim).filter(|value| !value.is_empty()) {
-            writeln!(text, "{name}: {value}").expect("writing to a string cannot fail");
-        }
-    }
-    text
+fn machine() -> BTreeMap<&'static str, String> {
+    let told = MACHINE_FILES.iter().filter_map(|&(name, path)| Some((name, fs::read_to_string(path).ok()?)));
+    let told = told.map(|(name, text)| (name, text.trim().to_owned()));
+    told.filter(|(_, text)| !text.is_empty()).collect()
 }
 
 #[cfg(test)]
@@ -128,28 +219,50 @@ mod tests {
         words.iter().map(|&word| word.to_owned()).collect()
     }
 
-    /// Goal: a result is kept with all that explains it, and a second one beside it. Method: keep the same report twice
-    /// and read the files back.
+    fn kept<'a>(report: &'a Report, command: &'a [String]) -> Kept<'a> {
+        Kept { command, environment: &report.environment, seed: Some(7), partial: false, run: Some(report) }
+    }
+
+    fn names(folder: &Path) -> Vec<String> {
+        let mut names: Vec<_> = fs::read_dir(folder)
+            .unwrap()
+            .map(|entry| entry.unwrap().file_name().into_string().unwrap())
+            .collect();
+        names.sort_unstable();
+        names
+    }
+
+    /// Goal: a result is kept with all that explains it, a second one beside it, and nothing unfinished is left. Method:
+    /// keep the same report twice and read the files back.
     #[test]
     fn a_result_is_kept_with_what_explains_it() {
         let root = env::temp_dir().join(format!("linerate-bench-results-{}", process::id()));
         let report = report();
         let command = words(&["somewhere/linerate-bench", "run", "--json", "my result.json"]);
-        let keep = || keep(&root, "udp-b", &report, &command, &report.environment).unwrap();
+        let keep = || keep(&root, "udp-b", &report, &kept(&report, &command)).unwrap();
         let (first, second) = (keep(), keep());
         assert_eq!(first, root.join("2026-01-31-udp-b"));
         assert_eq!(second, root.join("2026-01-31-udp-b-2"));
+        assert_eq!(names(&root), ["2026-01-31-udp-b", "2026-01-31-udp-b-2"]);
         for folder in [first, second] {
+            let files = ["latency.hlog", "manifest.json", "result.json", "series.csv", "summary.csv"];
+            assert_eq!(names(&folder), files);
             let read = |name| fs::read_to_string(folder.join(name)).unwrap();
             assert_eq!(read("result.json"), json(&report).unwrap());
-            assert_eq!(read("command.txt"), "linerate-bench run --json 'my result.json'\n");
-            let machine = read("machine.txt");
-            println!("{machine}");
             assert!(
-                machine.starts_with("date: 2026-01-31T12:34:56Z\nversion: 0.1.0\nbuild: release\n"),
-                "{machine}"
+                read("summary.csv").contains("\"throughput\",Mop/s,41.234567\n"),
+                "{}",
+                read("summary.csv")
             );
-            assert!(machine.contains("\nprocessor: A Processor\ncores: 2\nmemory: 8192 MiB\n"), "{machine}");
+            let manifest: Value = serde_json::from_str(&read("manifest.json")).unwrap();
+            println!("{manifest:#}");
+            assert_eq!(
+                manifest["command"],
+                serde_json::json!(["linerate-bench", "run", "--json", "my result.json"])
+            );
+            assert_eq!((&manifest["seed"], &manifest["partial"]), (&7.into(), &false.into()));
+            assert_eq!(manifest["environment"]["cpu_model"], "A Processor");
+            assert!(manifest["machine"]["loopback MTU"].is_string());
         }
         fs::remove_dir_all(&root).unwrap();
     }
@@ -159,38 +272,29 @@ mod tests {
     fn wrong_names_are_refused() {
         let report = report();
         for name in ["", "../up", "a/b", "a b", "ü", &"x".repeat(65)] {
-            let error =
-                keep(Path::new("never created"), name, &report, &[], &report.environment).unwrap_err();
+            let never = Path::new("never created");
+            let error = keep(never, name, &report, &kept(&report, &[])).unwrap_err();
             assert!(error.to_string().contains("use 1 to 64 letters"), "{name}: {error}");
+            assert_eq!(check(never, name).unwrap_err().to_string(), error.to_string());
         }
         assert!(!Path::new("never created").exists());
     }
 
-    /// Goal: a folder that cannot be created is named. Method: a root that is a file.
+    /// Goal: a folder that cannot be created is named, before a run and after it, and looking whether one can be leaves
+    /// nothing. Method: a root that is a file, and one that is not there yet.
     #[test]
     fn a_folder_that_cannot_be_created_is_named() {
         let root = env::temp_dir().join(format!("linerate-bench-file-{}", process::id()));
+        check(&root.join("a"), "x").unwrap();
+        assert!(!root.join("a").exists());
+        fs::remove_dir(&root).unwrap();
         fs::write(&root, "").unwrap();
         let report = report();
-        let error = keep(&root, "x", &report, &[], &report.environment).unwrap_err().to_string();
-        assert!(error.starts_with(&format!("cannot create the folder \"{}\": ", root.display())), "{error}");
-        fs::remove_file(&root).unwrap();
-    }
-
-    #[test]
-    fn words_are_quoted_for_a_shell() {
-        for (word, expected) in [
-            ("run", "run"),
-            ("--value-len=64-256", "--value-len=64-256"),
-            ("127.0.0.1:4100", "127.0.0.1:4100"),
-            ("", "''"),
-            ("a b", "'a b'"),
-            ("it's", r"'it'\''s'"),
-            ("$(rm)", "'$(rm)'"),
-        ] {
-            assert_eq!(quoted(word), expected);
+        let expected = format!("cannot create the folder \"{}\": ", root.display());
+        for error in [keep(&root, "x", &report, &kept(&report, &[])).map(|_| ()), check(&root, "x")] {
+            let error = error.unwrap_err().to_string();
+            assert!(error.starts_with(&expected), "{error}");
         }
-        assert_eq!(command_line(&[]), "\n");
-        assert_eq!(command_line(&words(&["x/y/linerate-bench"])), "linerate-bench\n");
+        fs::remove_file(&root).unwrap();
     }
 }

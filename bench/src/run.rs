@@ -2,7 +2,7 @@
 
 use std::{
     io,
-    net::SocketAddr,
+    net::{IpAddr, Ipv4Addr, SocketAddr},
     sync::{
         Arc, Mutex, PoisonError,
         atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering},
@@ -27,6 +27,7 @@ use linerate_dataplane::{
 use linerate_proto::wire::{STAT_COUNT, Statistic};
 use linerate_server::{
     Datagrams, Server, ServerConfig, StartError,
+    core_loop::Idle,
     stats::{process_rss_len, sum},
 };
 
@@ -40,7 +41,13 @@ use crate::{
     null::null,
     options::{Cpus, RunOptions},
     output::{Environment, Kind, Report},
-    series::{Collector, Series, ServerPoint},
+    series::{Collector, Look, Series, ServerPoint},
+    watch::{
+        host::{HostReading, Role, WatchedCpu, busy_share, stolen_share},
+        losses::{LossFacts, Losses, ServerLossFacts},
+        nic::{NicFacts, interface_towards},
+        verdict::{RunFacts, Verdict, verdicts},
+    },
     workload::{STREAM_LEN, STREAMS_MAX, Stream, draw_streams},
 };
 
@@ -251,6 +258,7 @@ pub(crate) fn run_over<P: Port, Q: Port>(
     let alone = AtomicU64::new(0);
     let shares_cpus = shares_cpus || together.as_ref().is_some_and(|together| together.shares_cpus);
     let mut watch_check = checker.map(Watch::new);
+    let host = WatchedHost::towards(servers.first().map(SocketAddr::ip), &cpus);
     let pause = |duration| server.iter().for_each(|server: &Server| server.pause(duration));
     let load = Load {
         options,
@@ -261,6 +269,7 @@ pub(crate) fn run_over<P: Port, Q: Port>(
         server_cores,
         checker,
         is_crowded: cpus.is_crowded || shares_cpus,
+        host: host.as_ref(),
     };
     let connect = |number| connect(&servers, options.session(), number);
     let mut beside = Beside {
@@ -331,8 +340,77 @@ pub(crate) fn run_over<P: Port, Q: Port>(
         config: options.config(server_cores),
         ..summarise(Kind::Run, options, &total, environment)
     };
+    let nic = host.map(|host| NicFacts::of(&host.interface));
+    let losses = Losses::of(&LossFacts {
+        hosts: &report.series.hosts(),
+        client_port: total.counters.port,
+        client_drops: total.counters.drops,
+        server: is_told.then_some(ServerLossFacts {
+            before: &before,
+            after: &after,
+            is_here: servers.iter().all(|server| server.ip().is_loopback()),
+        }),
+    });
+    let is_embedded_and_sleeps = embedded && options.idle == Idle::Epoll;
+    let report = Report {
+        verdicts: judge(
+            options,
+            &report,
+            &total,
+            &Judged {
+                losses,
+                nic: nic.as_ref(),
+                server_spins: !is_embedded_and_sleeps,
+                is_crowded: cpus.is_crowded,
+            },
+        ),
+        loss_by_layer: Some(losses),
+        nic,
+        ..report
+    };
     let overflowed = report.rx_overflow_drops + grown(Statistic::RxOverflowDrops);
     finished(Report { rx_overflow_drops: overflowed, ..report }, options, failure, stop)
+}
+
+/// What a run is judged by beside its report.
+pub(crate) struct Judged<'a> {
+    pub(crate) losses: Losses,
+    pub(crate) nic: Option<&'a NicFacts>,
+    /// Whether nothing is known of how busy servers are.
+    pub(crate) server_spins: bool,
+    pub(crate) is_crowded: bool,
+}
+
+/// What can be said of the figures of a run.
+pub(crate) fn judge(
+    options: &RunOptions,
+    report: &Report,
+    total: &LoadReport,
+    judged: &Judged<'_>,
+) -> Vec<Verdict> {
+    let hosts = report.series.hosts();
+    let threads = usize::from(options.threads);
+    let busy = || busy_share(&hosts, Role::Server);
+    verdicts(&RunFacts {
+        client_cpu_pct: vec![report.client_cpu_pct / threads as f64; threads],
+        clients_spin: !judged.is_crowded,
+        client_busy_share: Some(report.client_busy_share),
+        server_cpu_pct: report.server_cpu_pct.into_iter().collect(),
+        server_spins: judged.server_spins,
+        server_busy_share: if judged.server_spins { None } else { busy() },
+        series: report.series.points.iter().map(|point| point.ops_per_sec).collect(),
+        ops_per_sec: report.ops_per_sec,
+        offered_ops_per_sec: report.offered_ops_per_sec,
+        line_rate_share: judged.nic.and_then(|nic| nic.line_rate_share(&hosts)),
+        requests: total.counters.flows.requests,
+        retransmits: total.counters.flows.retransmits,
+        datagrams: total.counters.port.tx_datagrams + total.counters.port.rx_datagrams,
+        losses: Some(judged.losses),
+        stolen_share: stolen_share(&hosts),
+        core_to_core_before_ns: report.core_to_core_before_ns,
+        core_to_core_after_ns: report.core_to_core_after_ns,
+        is_crowded: judged.is_crowded,
+    })
 }
 
 /// A report of what was measured, which may not be all that was asked for.
@@ -372,6 +450,8 @@ pub(crate) struct Load<'a> {
     pub(crate) checker: Option<&'a Checker>,
     /// Whether threads must let others have their CPUs.
     pub(crate) is_crowded: bool,
+    /// What of this machine is looked at each second, if it can be.
+    pub(crate) host: Option<&'a WatchedHost>,
 }
 
 /// What goes on beside the load, in the thread that watches it.
@@ -447,16 +527,17 @@ impl Load<'_> {
             receive.try_iter().for_each(|interval| collector.take(&interval));
             collector.finish();
             agreed?;
-            let (before, servers) = watched?;
-            let after = (beside.look)();
-            let failure =
-                ended.as_ref().err().or_else(|| after.as_ref().err()).map(|error| format!("{error:#}"));
             if collector.total().elapsed.is_zero() {
                 ended?;
+                anyhow::bail!("interrupted");
             }
+            let Watched { before, after, looks } = watched?;
+            let failure =
+                ended.err().or_else(|| after.as_ref().err().map(|error| anyhow::anyhow!("{error:#}")));
             let total = collector.total();
             let mut series = collector.into_series(begun);
-            series.add_servers(servers);
+            series.add_looks(looks);
+            let failure = failure.map(|error| format!("{error:#}"));
             Ok(Measured { total, series, before, after: after.ok(), failure })
         })
     }
@@ -502,46 +583,43 @@ impl Load<'_> {
         result.and(met).context("a client thread lost its port")
     }
 
-    /// Shows progress while the threads run, collects what they count, and takes the servers' statistics at the beginning
-    /// of what is counted and after each interval.
+    /// Shows progress while the threads run, collects what they count, and looks at servers and host at the beginning of
+    /// what is counted and after each interval.
     fn watch(
         &self,
         beside: &mut Beside<'_, '_>,
         receive: &Receiver<Interval>,
         collector: &mut Collector,
-    ) -> anyhow::Result<(EachCore, Vec<Option<ServerPoint>>)> {
+    ) -> anyhow::Result<Watched> {
         let options = self.options;
         let (warmup, duration) = options.times();
         let begun = Instant::now();
         let bar = progress_bar((warmup + duration).as_millis() as u64, "measuring");
-        let mut before: Option<EachCore> = None;
-        // Of the servers: what they said last, and what that makes of each interval.
-        let (mut told, mut servers) = (None, Vec::new());
+        let (mut eyes, mut looks) = (None, Vec::new());
         let mut next_look = warmup + options.interval();
         let mut stall = options.stall_at();
         let mut last = (Instant::now(), 0);
         while begun.elapsed() < warmup + duration && !self.stop.load(Ordering::Relaxed) {
-            if before.is_none() && begun.elapsed() >= warmup {
-                let first = (beside.look)()?;
-                told = Some(first.clone());
-                before = Some(first);
+            if eyes.is_none() && begun.elapsed() >= warmup {
+                eyes = Some(Eyes::open(beside, self.host.filter(|_| options.watches()))?);
                 (beside.probe)()?;
             }
             if let Some((_, stall)) = stall.take_if(|(at, _)| begun.elapsed() >= *at) {
                 (beside.pause)(stall);
             }
-            let mut until = if before.is_none() { warmup } else { (warmup + duration).min(next_look) };
+            let mut until = if eyes.is_none() { warmup } else { (warmup + duration).min(next_look) };
             if let Some((at, _)) = stall {
                 until = until.min(at);
             }
             thread::sleep(PROGRESS_INTERVAL.min(until.saturating_sub(begun.elapsed())));
             receive.try_iter().for_each(|interval| collector.take(&interval));
-            if options.watches() && before.is_some() && begun.elapsed() >= next_look {
+            // The last one is taken at the end.
+            if begun.elapsed() >= next_look && next_look < warmup + duration {
                 next_look += options.interval();
-                let now = (beside.look)().ok();
-                servers
-                    .push(told.as_ref().zip(now.as_ref()).map(|(told, now)| ServerPoint::between(told, now)));
-                told = now.or(told);
+                if let Some(eyes) = &mut eyes {
+                    // A server that does not answer now may do so later.
+                    looks.push(eyes.look(beside).0);
+                }
             }
             if let Some(check) = &mut beside.check {
                 check.turn(Instant::now());
@@ -554,8 +632,66 @@ impl Load<'_> {
         }
         bar.finish_and_clear();
         (beside.probe)()?;
-        let before = before.map_or_else(|| (beside.look)(), Ok)?;
-        Ok((before, servers))
+        let mut eyes = match eyes {
+            Some(eyes) => eyes,
+            None => Eyes::open(beside, None)?,
+        };
+        let (look, after) = eyes.look(beside);
+        looks.push(look);
+        Ok(Watched { before: eyes.first, after, looks })
+    }
+}
+
+/// What was seen beside a load.
+struct Watched {
+    before: EachCore,
+    after: anyhow::Result<EachCore>,
+    looks: Vec<Look>,
+}
+
+/// What servers and host have counted up to the last look.
+struct Eyes<'a> {
+    first: EachCore,
+    told: EachCore,
+    host: Option<&'a WatchedHost>,
+    reading: Option<HostReading>,
+}
+
+impl<'a> Eyes<'a> {
+    fn open(beside: &mut Beside<'_, '_>, host: Option<&'a WatchedHost>) -> anyhow::Result<Self> {
+        let first = (beside.look)()?;
+        Ok(Self { told: first.clone(), first, reading: host.and_then(WatchedHost::read), host })
+    }
+
+    /// What has happened since the last look, and what the servers say now.
+    fn look(&mut self, beside: &mut Beside<'_, '_>) -> (Look, anyhow::Result<EachCore>) {
+        let now = (beside.look)();
+        let server = now.as_ref().ok().and_then(|now| ServerPoint::between(&self.told, now));
+        if let Ok(now) = &now {
+            self.told.clone_from(now);
+        }
+        let reading = self.host.and_then(WatchedHost::read);
+        let host = self.reading.as_ref().zip(reading.as_ref()).map(|(before, now)| now.since(before));
+        self.reading = reading.or_else(|| self.reading.take());
+        (Look { server, host, client_rss_bytes: process_rss_len() }, now)
+    }
+}
+
+/// The part of this machine that has to do with a run.
+pub(crate) struct WatchedHost {
+    interface: String,
+    cpus: Vec<WatchedCpu>,
+}
+
+impl WatchedHost {
+    /// The CPUs, and the interface that leads to the server. A machine that does not tell is not watched.
+    pub(crate) fn towards(server: Option<IpAddr>, cpus: &Cpus) -> Option<Self> {
+        let interface = interface_towards(server.unwrap_or(IpAddr::V4(Ipv4Addr::LOCALHOST))).ok()?;
+        Some(Self { interface, cpus: WatchedCpu::all(cpus).ok()? })
+    }
+
+    fn read(&self) -> Option<HostReading> {
+        HostReading::take(&self.interface, &self.cpus).ok()
     }
 }
 
@@ -769,6 +905,9 @@ pub(crate) fn summarise(
         core_to_core_before_ns: None,
         core_to_core_after_ns: None,
         series: Series::empty(),
+        verdicts: Vec::new(),
+        loss_by_layer: None,
+        nic: None,
         config: options.config(options.server_cores.into()),
         environment,
     }

@@ -20,6 +20,7 @@ use crate::{
     latency::{LatencyHistogram, LatencyUs},
     load::{Interval, LoadReport},
     run::EachCore,
+    watch::host::HostSample,
 };
 
 /// Longest series: intervals are a second long unless there would be more than these.
@@ -55,6 +56,16 @@ pub struct Point {
     pub client: ClientPoint,
     /// The servers, as far as they have told; `None` when one has not.
     pub server: Option<ServerPoint>,
+    /// This machine; `None` when it was not watched.
+    pub host: Option<HostSample>,
+}
+
+/// What was seen beside the clients in a second.
+#[derive(Clone, Debug)]
+pub(crate) struct Look {
+    pub(crate) server: Option<ServerPoint>,
+    pub(crate) host: Option<HostSample>,
+    pub(crate) client_rss_bytes: u64,
 }
 
 /// What the clients have counted in a second.
@@ -62,8 +73,10 @@ pub struct Point {
 pub struct ClientPoint {
     /// CPU time of all client threads in per cent of one CPU.
     pub cpu_pct: f64,
-    /// Share of the time in which there was something to send or something came, 0 to 1, of the busiest kind of client:
-    /// a client that spins uses all of its CPU whatever it does.
+    /// Resident memory of this process in bytes, with that of an embedded server; 0 when nobody looked.
+    pub rss_bytes: u64,
+    /// Share of the time in which there was something to send or something came, 0 to 1: a client that spins uses
+    /// all of its CPU whatever it does.
     pub busy_share: f64,
     /// Datagrams sent.
     pub tx_datagrams: u64,
@@ -97,9 +110,12 @@ pub struct ServerPoint {
 }
 
 impl ServerPoint {
-    /// What all cores have counted between two readings.
+    /// What all cores have counted between two readings; `None` without cores.
     #[must_use]
-    pub(crate) fn between(before: &EachCore, after: &EachCore) -> Self {
+    pub(crate) fn between(before: &EachCore, after: &EachCore) -> Option<Self> {
+        if after.is_empty() {
+            return None;
+        }
         let sum = |grown: &dyn Fn(Statistic) -> u64, statistics: &[Statistic]| {
             statistics.iter().map(|&statistic| grown(statistic)).sum::<u64>()
         };
@@ -120,7 +136,7 @@ impl ServerPoint {
                 .map(|index| after[index].saturating_sub(before[index]))
                 .sum::<u64>();
         }
-        point
+        Some(point)
     }
 }
 
@@ -206,6 +222,7 @@ impl Collector {
             errors: report.errors + report.outcome_unknown,
             latency_us: report.latency.summary(),
             client: ClientPoint {
+                rss_bytes: 0,
                 cpu_pct: report.cpu.as_secs_f64() / seconds * 100.0,
                 busy_share: (1.0 - report.idle.as_secs_f64() / seconds / clients).clamp(0.0, 1.0),
                 tx_datagrams: report.counters.port.tx_datagrams,
@@ -215,6 +232,7 @@ impl Collector {
                 drops: report.counters.drops.total(),
             },
             server: None,
+            host: None,
         });
         self.histograms.push(report.latency.to_v2());
     }
@@ -248,11 +266,18 @@ impl Series {
         Self { points: Vec::new(), histograms: Vec::new(), begun: SystemTime::UNIX_EPOCH }
     }
 
-    /// Adds what the servers have counted in each interval.
-    pub(crate) fn add_servers(&mut self, servers: Vec<Option<ServerPoint>>) {
-        for (point, server) in self.points.iter_mut().zip(servers) {
-            point.server = server;
+    /// Adds what was seen in each interval.
+    pub(crate) fn add_looks(&mut self, looks: Vec<Look>) {
+        for (point, Look { server, host, client_rss_bytes }) in self.points.iter_mut().zip(looks) {
+            (point.server, point.host) = (server, host);
+            point.client.rss_bytes = client_rss_bytes;
         }
+    }
+
+    /// What this machine did, as far as it was watched.
+    #[must_use]
+    pub fn hosts(&self) -> Vec<HostSample> {
+        self.points.iter().filter_map(|point| point.host.clone()).collect()
     }
 
     /// The latencies in ns of each point, as the text of an HdrHistogram interval log (format V2, compressed): the tools of
@@ -286,7 +311,7 @@ impl Series {
     pub fn csv(&self) -> String {
         let mut text = String::from(
             "from_s,to_s,ops_per_sec,gets_per_sec,puts_per_sec,errors,p50_us,p90_us,p99_us,p999_us,p9999_us,max_us,\
-             client_cpu_pct,client_busy_share,client_tx_datagrams,client_rx_datagrams,retransmits,client_rx_overflow_drops,\
+             client_cpu_pct,client_rss_bytes,client_busy_share,client_tx_datagrams,client_rx_datagrams,retransmits,client_rx_overflow_drops,\
              client_drops,server_cpu_pct,server_rss_bytes,server_ops_per_sec,server_rx_datagrams,server_tx_datagrams,\
              server_rx_overflow_drops,server_drops\n",
         );
@@ -299,7 +324,7 @@ impl Series {
                     "{from_s:.3},{to_s:.3},{ops_per_sec:.1},{gets_per_sec:.1},{puts_per_sec:.1},{errors}"
                 ),
                 format!("{p50:.3},{p90:.3},{p99:.3},{p999:.3},{p9999:.3},{max:.3}"),
-                format!("{:.1},{:.4}", client.cpu_pct, client.busy_share),
+                format!("{:.1},{},{:.4}", client.cpu_pct, client.rss_bytes, client.busy_share),
                 format!("{},{},{}", client.tx_datagrams, client.rx_datagrams, client.retransmits),
                 format!("{},{}", client.rx_overflow_drops, client.drops),
             ];
@@ -374,7 +399,7 @@ mod tests {
         let csv = series.csv();
         println!("{csv}");
         let columns: Vec<_> = csv.lines().map(|line| line.split(',').count()).collect();
-        assert_eq!(columns, [26; 3]);
+        assert_eq!(columns, [27; 3]);
     }
 
     /// Goal: a client that falls silent holds nothing up for ever. Method: one of two speaks for longer than one waits.

@@ -348,7 +348,7 @@ impl<'a> Cluster<'a> {
             }
         }
         let map = ClusterSpec::new(1, self.spec.placement, members).context("servers")?;
-        write_file(&self.folder.join("cluster.toml"), &map.to_string())?;
+        write_file(&self.folder.join("cluster.toml"), map.to_string())?;
         self.map = Some(map);
         Ok(())
     }
