@@ -1,8 +1,8 @@
 //! What `linerate-bench` is made of: a measurement from beginning to end ([`run`], [`ceiling`], [`wire`], [`store`],
 //! [`cache`], [`cluster`]) as it was asked for
 //! ([`options`]), what a client thread does ([`load`]: [`workload`], [`key`], [`value`]), whether the answers were those of
-//! a linearizable store ([`check`]), what is measured ([`latency`], [`core_to_core`]), what is looked at meanwhile ([`watch`]), what could be at most ([`line_rate`]) and what is reported ([`output`],
-//! [`results`]).
+//! a linearizable store ([`check`]), what is measured ([`latency`], [`core_to_core`], [`series`]), what is looked at meanwhile
+//! ([`watch`]), what could be at most ([`line_rate`]) and what is reported ([`output`], [`results`], [`report`]).
 //!
 //! The client should cost as little as it can and still do what a real one does, as it shares the machine with the
 //! server. So everything that can be done before the clock starts is done then, keys and values are made in a few
@@ -22,6 +22,7 @@ pub mod load;
 mod null;
 pub mod options;
 pub mod output;
+pub mod report;
 pub mod results;
 pub mod run;
 pub mod series;

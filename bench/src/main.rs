@@ -21,6 +21,11 @@ use linerate_bench::{
     line_rate::{ModelOptions, prediction_table},
     options::{Command, DemoOptions, Options, RunOptions, StoreOptions, WireOptions},
     output::{Environment, Report, table},
+    report::{
+        ReportOptions,
+        readme::{ReadmeOptions, readme},
+        report,
+    },
     results::{self, Kept},
     run::{run, stop_on_signals},
     store::{StoreReport, store, store_sweep, store_table, sweep_table},
@@ -40,18 +45,20 @@ fn main() -> ExitCode {
     }
 }
 
-/// What the check of every operation has found.
+/// What a check has found.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Verdict {
     /// Nothing wrong, or not asked.
     Right,
-    /// Operations that no linearizable store can have answered.
+    /// Operations that no linearizable store can have answered, or files that are not as the results have them.
     Violated,
 }
 
 fn execute(options: Options) -> anyhow::Result<Verdict> {
     let stop = stop_on_signals()?;
-    if cfg!(debug_assertions) {
+    let measures =
+        !matches!(options.command, Some(Command::Report(_) | Command::Readme(_) | Command::Model(_)));
+    if cfg!(debug_assertions) && measures {
         eprintln!("linerate-bench: warning: built without --release, so the figures mean nothing");
     }
     let defaults = || DemoOptions { duration: 5.0, records: RunOptions::defaults().records };
@@ -69,6 +76,8 @@ fn execute(options: Options) -> anyhow::Result<Verdict> {
         Command::Cluster(ClusterCommand::Reap(options)) => reap(&options).map(|()| Verdict::Right),
         Command::Cluster(ClusterCommand::Exec(options)) => exec(&options).map(|()| Verdict::Right),
         Command::Model(options) => show_model(&options),
+        Command::Report(options) => write_report(&options),
+        Command::Readme(options) => write_readme(&options),
     }
 }
 
@@ -214,6 +223,28 @@ fn show_model(options: &ModelOptions) -> anyhow::Result<Verdict> {
         None => say(&prediction_table(&predictions))?,
     }
     Ok(Verdict::Right)
+}
+
+fn write_report(options: &ReportOptions) -> anyhow::Result<Verdict> {
+    let file = report(options)?;
+    say(&format!("written to {}", file.display()))?;
+    Ok(Verdict::Right)
+}
+
+/// Writes what is generated, or says what is not as the results have it.
+fn write_readme(options: &ReadmeOptions) -> anyhow::Result<Verdict> {
+    let changed = readme(options)?;
+    for file in &changed {
+        if options.check {
+            eprintln!(
+                "linerate-bench: \"{}\" is not as the kept results have it; run `linerate-bench readme` and commit it",
+                file.display()
+            );
+        } else {
+            say(&format!("written to {}", file.display()))?;
+        }
+    }
+    Ok(if options.check && !changed.is_empty() { Verdict::Violated } else { Verdict::Right })
 }
 
 /// Keeps a result that has no seconds, if it is to be kept.

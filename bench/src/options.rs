@@ -32,6 +32,7 @@ use crate::{
         schedule::{Arrivals, Pace},
     },
     output::{Config, JsonTarget},
+    report::{ReportOptions, readme::ReadmeOptions},
     series::interval,
     wire::{WirePort, rate::Rate},
     workload::{KeyDistribution, RECORDS_MAX, StreamLaw, Theta, ValueLen, Workload},
@@ -72,6 +73,10 @@ pub enum Command {
     Cluster(ClusterCommand),
     /// What servers and clients with full network cards could do: a calculation, nothing is measured
     Model(ModelOptions),
+    /// One HTML file of a result that was kept, or of several side by side
+    Report(ReportOptions),
+    /// The README's tables and pictures, made anew from results that are kept
+    Readme(ReadmeOptions),
 }
 
 /// The demo can be made shorter, and nothing else.

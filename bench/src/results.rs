@@ -193,6 +193,22 @@ pub(crate) fn new_folder(root: &Path, name: &str) -> io::Result<PathBuf> {
     Ok(path)
 }
 
+/// The command as one line for a shell, the program without its folder: that is different on every machine.
+pub(crate) fn command_line(command: &[String]) -> String {
+    without_folder(command).iter().map(|word| quoted(word)).collect::<Vec<_>>().join(" ") + "\n"
+}
+
+/// A word as a POSIX shell reads it.
+fn quoted(word: &str) -> String {
+    let is_plain = |byte: u8| byte.is_ascii_alphanumeric() || b"-_./:=,+@%".contains(&byte);
+    if !word.is_empty() && word.bytes().all(is_plain) {
+        word.to_owned()
+    } else {
+        // Inside single quotes nothing is special but the quote itself, which is put between two quoted parts.
+        format!("'{}'", word.replace('\'', r"'\''"))
+    }
+}
+
 /// The arguments with the program's name alone in front.
 fn without_folder(command: &[String]) -> Vec<String> {
     let program = command.first().map(|program| {
@@ -296,5 +312,22 @@ mod tests {
             assert!(error.starts_with(&expected), "{error}");
         }
         fs::remove_file(&root).unwrap();
+    }
+
+    #[test]
+    fn words_are_quoted_for_a_shell() {
+        for (word, expected) in [
+            ("run", "run"),
+            ("--value-len=64-256", "--value-len=64-256"),
+            ("127.0.0.1:4100", "127.0.0.1:4100"),
+            ("", "''"),
+            ("a b", "'a b'"),
+            ("it's", r"'it'\''s'"),
+            ("$(rm)", "'$(rm)'"),
+        ] {
+            assert_eq!(quoted(word), expected);
+        }
+        assert_eq!(command_line(&[]), "\n");
+        assert_eq!(command_line(&words(&["x/y/linerate-bench", "a b"])), "linerate-bench 'a b'\n");
     }
 }

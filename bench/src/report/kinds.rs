@@ -1,0 +1,749 @@
+//! The sections on results of several measurements: comparisons, sweeps, searches, and those of one part of the system.
+
+use serde_json::Value;
+
+use super::{
+    chart::{Axis, Bar, Bars, Chart, Mark, Scale, Series},
+    figures::{Unit, extent, grouped, micros, rate, significant},
+    folder::{Folder, Kind, list, number, plain, text},
+    page::{Drawing, Key, Section, Table},
+    run::{self, PERCENTILES, line, us},
+};
+
+/// Rows of a table of all numbers, at most.
+const NUMBERS_MAX: usize = 400;
+
+/// Bars of one chart, at most.
+const BARS_MAX: usize = 40;
+
+/// The figure that a result is about.
+pub(super) fn key(folder: &Folder) -> Option<Key> {
+    let result = &folder.result;
+    let words = |words: &str| words.to_owned();
+    if folder.kind == Kind::Search {
+        let kept = number(result, "/rate")?;
+        return Some(Key {
+            figure: rate(kept),
+            words: format!("the highest rate that keeps {}", objective(result)),
+        });
+    }
+    if folder.kind == Kind::Store {
+        let ns = number(result, "/get_ns")?;
+        return Some(Key { figure: format!("{} ns", significant(ns)), words: words("per get in a batch") });
+    }
+    let figure = rate(folder.ops_per_sec()?);
+    let words = match folder.kind {
+        Kind::Run | Kind::Ceiling => run::in_a_line(result),
+        Kind::Cluster => match number(result, "/line_rate_share_max") {
+            Some(share) => {
+                format!("of all nodes; {} % of line rate at the busiest", grouped(share * 100.0, 1))
+            }
+            None => words("of all nodes"),
+        },
+        Kind::Peers => {
+            format!("linerate over {}", text(result, "/linerate/transport").unwrap_or("its own protocol"))
+        }
+        _ => String::new(),
+    };
+    Some(Key { figure, words })
+}
+
+/// What the result says in plain words.
+pub(super) fn verdicts(folder: &Folder) -> Vec<String> {
+    let result = &folder.result;
+    let mut verdicts = Vec::new();
+    for ratio in list(result, "/ratios") {
+        let name = |pointer: &str| text(ratio, pointer).unwrap_or("one").to_owned();
+        let Some(median) = number(ratio, "/ratio") else { continue };
+        let spread = number(ratio, "/min").zip(number(ratio, "/max"));
+        let spread =
+            spread.map_or_else(String::new, |(least, most)| format!(" (rounds: {least:.2} to {most:.2})"));
+        let noise = match ratio.get("is_beyond_noise").and_then(Value::as_bool) {
+            Some(true) => ", larger than the noise",
+            Some(false) => ", not beyond the noise",
+            None => "",
+        };
+        verdicts.push(format!(
+            "{} does {median:.2} times what {} does{spread}{noise}.",
+            name("/of"),
+            name("/to")
+        ));
+    }
+    if let Some(ratios) = result.get("ratios").and_then(Value::as_object) {
+        for (name, ratio) in ratios {
+            if let Some(ratio) = ratio.as_f64() {
+                verdicts.push(format!("linerate does {} times what {name} does.", significant(ratio)));
+            }
+        }
+    }
+    if folder.kind == Kind::Search {
+        let (lower, upper) = (number(result, "/lower"), number(result, "/upper"));
+        if let (Some(lower), Some(upper)) = (lower, upper) {
+            verdicts.push(format!("{} kept it, {} missed it.", rate(lower), rate(upper)));
+        }
+    }
+    if let Some(run) = folder.run() {
+        verdicts.extend(run::verdicts(run));
+    }
+    verdicts
+}
+
+/// What must not be overlooked.
+pub(super) fn warnings(folder: &Folder) -> Vec<String> {
+    let result = &folder.result;
+    let mut warnings = Vec::new();
+    if folder.is_partial() {
+        warnings.push(
+            "PARTIAL: it was interrupted or a part of it failed. What is shown was measured until then."
+                .into(),
+        );
+    }
+    if let Some(failure) = text(result, "/failure") {
+        warnings.push(failure.to_owned());
+    }
+    if folder.fact("build") == Some("debug") {
+        warnings.push("Built without --release, so the figures mean nothing.".to_owned());
+    }
+    let run = folder.run().unwrap_or(result);
+    if let Some(wrong) = number(run, "/wrong_values").filter(|&wrong| wrong > 0.0) {
+        warnings.push(format!("{} values were wrong.", grouped(wrong, 0)));
+    }
+    if let Some(count) = number(run, "/check/violations").filter(|&count| count > 0.0) {
+        warnings.push(format!("{} times the store was not linearizable.", grouped(count, 0)));
+    }
+    warnings.extend(folder.notes.iter().cloned());
+    warnings
+}
+
+/// All sections on a result.
+pub(super) fn sections(folder: &Folder, drawing: &mut Drawing) -> Vec<Section> {
+    let result = &folder.result;
+    let mut sections = match folder.kind {
+        Kind::Run | Kind::Ceiling => return run::sections(result, drawing),
+        Kind::Compare => compare(result, drawing),
+        Kind::Sweep => vec![sweep(result, drawing)],
+        Kind::Search => search(result, drawing),
+        Kind::Peers => vec![peers(result, drawing)],
+        Kind::Cluster => vec![cluster(result, drawing), run::settings(result.get("spec"))],
+        Kind::ClusterSeries => cluster_series(result, drawing),
+        Kind::Wire => wire(result, drawing),
+        Kind::Store => vec![store(result, drawing), run::settings(result.get("config"))],
+        Kind::StoreSweep => vec![numbers(result)],
+        Kind::Cache => vec![cache(result, drawing)],
+    };
+    if let Some(refused) = refused(result) {
+        sections.push(refused);
+    }
+    sections.retain(|section| !section.is_empty());
+    sections
+}
+
+/// A bar of operations per second, with its spread.
+fn bar(label: &str, ops_per_sec: f64, spread: Option<(f64, f64)>, unit: Unit, colour: usize) -> Bar {
+    Bar {
+        label: label.to_owned(),
+        value: ops_per_sec / unit.size,
+        spread: spread.map(|(least, most)| (least / unit.size, most / unit.size)),
+        shown: rate(ops_per_sec),
+        colour,
+    }
+}
+
+/// Least and largest, where a result has both.
+fn spread(of: &Value) -> Option<(f64, f64)> {
+    match number(of, "/min").zip(number(of, "/max")) {
+        Some((least, most)) => Some((least, most)),
+        None => extent(list(of, "/rounds_ops_per_sec").iter().filter_map(Value::as_f64)),
+    }
+}
+
+/// Bars of named results that each have `ops_per_sec`.
+pub(super) fn rates(title: &str, named: &[(String, f64, Option<(f64, f64)>)]) -> Bars {
+    let unit = Unit::of_rates(extent(named.iter().map(|one| one.1)).map_or(0.0, |(_, most)| most));
+    let bars = named.iter().take(BARS_MAX).enumerate();
+    let bars =
+        bars.map(|(index, (name, ops, spread))| bar(name, *ops, *spread, unit, index.min(1))).collect();
+    Bars { title: title.to_owned(), label: unit.name.to_owned(), bars }
+}
+
+fn compare(result: &Value, drawing: &mut Drawing) -> Vec<Section> {
+    let mut section = Section::new("Throughput");
+    let candidates = list(result, "/candidates");
+    let named: Vec<_> = candidates
+        .iter()
+        .filter_map(|one| Some((text(one, "/name")?.to_owned(), number(one, "/ops_per_sec")?, spread(one))))
+        .collect();
+    if let Some(mut figure) = drawing.bars(&rates("Median of the rounds, with their spread", &named)) {
+        figure.note =
+            Some("The line at the end of a bar goes from the slowest round to the fastest.".to_owned());
+        section.figures.push(figure);
+    }
+    let mut lines: Vec<Series> = Vec::new();
+    for (index, one) in candidates.iter().enumerate() {
+        let rounds = list(one, "/rounds_ops_per_sec").iter().filter_map(Value::as_f64);
+        let points = rounds.enumerate().map(|(round, ops)| (round as f64 + 1.0, ops)).collect();
+        lines.push(line(text(one, "/name").unwrap_or("unnamed"), index, points));
+    }
+    let most = extent(lines.iter().flat_map(|one| &one.points).map(|point| point.1));
+    let unit = Unit::of_rates(most.map_or(0.0, |(_, most)| most));
+    for point in lines.iter_mut().flat_map(|one| &mut one.points) {
+        point.1 /= unit.size;
+    }
+    let chart = Chart {
+        title: "Round by round".into(),
+        x: Axis::new("round", Scale::Linear),
+        y: Axis::new(unit.name, Scale::FromZero),
+        series: lines,
+        y_max: None,
+    };
+    section.figures.extend(drawing.chart(&chart));
+    let mut table =
+        Table::new("Candidates", &["", "op/s, median", "least", "most", "p50 µs", "p99 µs", "p99.9 µs"]);
+    for one in candidates {
+        let ops = |value: Option<f64>| value.map_or_else(|| "–".to_owned(), |value| grouped(value, 0));
+        let latency = |field: &str| us(number(one, &format!("/report/latency_us/{field}")));
+        let spread = spread(one);
+        table.rows.push(vec![
+            text(one, "/name").unwrap_or("unnamed").to_owned(),
+            ops(number(one, "/ops_per_sec")),
+            ops(spread.map(|spread| spread.0)),
+            ops(spread.map(|spread| spread.1)),
+            latency("p50"),
+            latency("p99"),
+            latency("p999"),
+        ]);
+    }
+    section.tables.push(table);
+    if let Some(medium) = text(result, "/medium") {
+        let rounds = number(result, "/rounds")
+            .map_or_else(String::new, |rounds| format!(", {} rounds", grouped(rounds, 0)));
+        section.paragraphs.push(format!("Over: {medium}{rounds}. The candidates took turns in each round."));
+    }
+    let reports: Vec<(String, &Value)> = candidates
+        .iter()
+        .filter_map(|one| Some((text(one, "/name")?.to_owned(), one.get("report")?)))
+        .collect();
+    vec![section, distributions(&reports, drawing)]
+}
+
+/// The latencies of several runs on the same charts.
+pub(super) fn distributions(named: &[(String, &Value)], drawing: &mut Drawing) -> Section {
+    let mut section = Section::new("Latency");
+    let lines = || -> Vec<Series> {
+        let lines = named.iter().enumerate();
+        let lines = lines.map(|(index, (name, run))| line(name.clone(), index, run::cdf(run)));
+        lines.filter(|line| !line.points.is_empty()).collect()
+    };
+    section.figures.extend(drawing.chart(&run::distribution(lines())));
+    section.figures.extend(drawing.chart(&run::tail(lines())));
+    section
+}
+
+/// What could not be measured, and why.
+fn refused(result: &Value) -> Option<Section> {
+    let mut section = Section::new("Not measured");
+    for one in list(result, "/refused") {
+        let (name, error) =
+            (text(one, "/name").unwrap_or("unnamed"), text(one, "/error").unwrap_or("no reason given"));
+        section.paragraphs.push(format!("{name}: {error}"));
+    }
+    for one in list(result, "/missing") {
+        section.paragraphs.push(
+            match (text(one, "/name"), text(one, "/reason").or_else(|| text(one, "/error"))) {
+                (Some(name), Some(reason)) => format!("{name}: {reason}"),
+                _ => plain(one),
+            },
+        );
+    }
+    (!section.is_empty()).then_some(section)
+}
+
+/// A number with what stands behind it, like 64 or 4KiB; only the number counts for an axis.
+fn axis_number(value: &str) -> Option<f64> {
+    value.parse::<f64>().ok().filter(|number| number.is_finite())
+}
+
+fn sweep(result: &Value, drawing: &mut Drawing) -> Section {
+    let mut section = Section::new("Scaling");
+    let names: Vec<String> = list(result, "/axes")
+        .iter()
+        .map(|axis| text(axis, "/option").unwrap_or("setting").to_owned())
+        .collect();
+    let mut points: Vec<Point> = Vec::new();
+    let mut table = Table::new("All points", &[]);
+    table.head = names.clone();
+    table.head.extend(["op/s", "p50 µs", "p99 µs", "server CPU %", "client CPU %"].map(str::to_owned));
+    for point in list(result, "/points") {
+        let values: Vec<String> = list(point, "/values").iter().map(plain).collect();
+        let mut row = values.clone();
+        row.resize(names.len(), "–".to_owned());
+        match point.get("report").filter(|report| report.is_object()) {
+            Some(report) => {
+                let count = |pointer: &str| {
+                    number(report, pointer).map_or_else(|| "–".into(), |value| grouped(value, 0))
+                };
+                row.extend([
+                    count("/ops_per_sec"),
+                    us(number(report, "/latency_us/p50")),
+                    us(number(report, "/latency_us/p99")),
+                    count("/server_cpu_pct"),
+                    count("/client_cpu_pct"),
+                ]);
+                if let Some(ops) = number(report, "/ops_per_sec") {
+                    points.push(Point {
+                        values: values.clone(),
+                        ops,
+                        p99: number(report, "/latency_us/p99"),
+                    });
+                }
+            }
+            None => row.push(text(point, "/error").unwrap_or("not measured").to_owned()),
+        }
+        table.rows.push(row);
+    }
+    section.figures.extend(scaling(&names, &points).iter().filter_map(|chart| drawing.chart(chart)));
+    if section.figures.is_empty() {
+        let named: Vec<_> = points.iter().map(|point| (point.values.join(" · "), point.ops, None)).collect();
+        section.figures.extend(drawing.bars(&rates("Throughput of each point", &named)));
+    }
+    section.tables.push(table);
+    section
+}
+
+/// What one set of values has given.
+#[derive(Clone, Debug)]
+pub(super) struct Point {
+    pub(super) values: Vec<String>,
+    pub(super) ops: f64,
+    pub(super) p99: Option<f64>,
+}
+
+/// Throughput and p99 over the first option whose values are numbers, a line for each set of the others. Empty when
+/// there is no such option.
+pub(super) fn scaling(names: &[String], points: &[Point]) -> Vec<Chart> {
+    let is_numeric = |&axis: &usize| {
+        let mut values: Vec<f64> =
+            points.iter().filter_map(|point| axis_number(point.values.get(axis)?)).collect();
+        let count = values.len();
+        values.sort_by(f64::total_cmp);
+        values.dedup();
+        count == points.len() && values.len() > 1
+    };
+    let Some(axis) = (0..names.len()).find(is_numeric) else { return Vec::new() };
+    let chart = |title: String, label: &str, y: Scale, of: &dyn Fn(&Point) -> Option<f64>| {
+        let mut series: Vec<Series> = Vec::new();
+        for point in points {
+            let others = point.values.iter().zip(names).enumerate().filter(|(index, _)| *index != axis);
+            let name =
+                others.map(|(_, (value, name))| format!("{name} {value}")).collect::<Vec<_>>().join(", ");
+            let (Some(x), Some(y)) = (axis_number(&point.values[axis]), of(point)) else { continue };
+            match series.iter_mut().find(|one| one.name == name) {
+                Some(one) => one.points.push((x, y)),
+                None => series.push(line(name, series.len(), vec![(x, y)])),
+            }
+        }
+        for one in &mut series {
+            one.points.sort_by(|a, b| a.0.total_cmp(&b.0));
+        }
+        let values = || series.iter().flat_map(|one| &one.points).map(|point| point.0);
+        // From 1 to 64 in doublings would crowd at one end otherwise.
+        let is_wide = extent(values()).is_some_and(|(least, most)| least > 0.0 && most / least >= 8.0);
+        let scale = if is_wide { Scale::Log } else { Scale::Linear };
+        Chart { title, x: Axis::new(names[axis].clone(), scale), y: Axis::new(label, y), series, y_max: None }
+    };
+    let unit = Unit::of_rates(extent(points.iter().map(|point| point.ops)).map_or(0.0, |(_, most)| most));
+    let ops = |point: &Point| Some(point.ops / unit.size);
+    vec![
+        chart(format!("Throughput by {}", names[axis]), unit.name, Scale::FromZero, &ops),
+        chart(format!("p99 by {}", names[axis]), "µs", Scale::Log, &|point| point.p99),
+    ]
+}
+
+/// The objective of a search in words.
+fn objective(result: &Value) -> String {
+    let mut parts: Vec<String> = Vec::new();
+    for part in list(result, "/slo") {
+        if let (Some(quantile), Some(limit)) = (number(part, "/quantile"), number(part, "/limit_us")) {
+            parts.push(format!("p{} within {}", significant(quantile * 100.0), micros(limit)));
+        }
+    }
+    if let Some(loss) = number(result, "/max_loss") {
+        parts.push(if loss == 0.0 {
+            "no loss".to_owned()
+        } else {
+            format!("a loss of at most {} %", significant(loss * 100.0))
+        });
+    }
+    if parts.is_empty() { "the objective".to_owned() } else { parts.join(" and ") }
+}
+
+fn search(result: &Value, drawing: &mut Drawing) -> Vec<Section> {
+    let mut section = Section::new("Trials");
+    let trials = list(result, "/trials");
+    // The percentile that the objective names; of several the first.
+    let quantile = list(result, "/slo").first().and_then(|part| number(part, "/quantile")).unwrap_or(0.99);
+    let named = [(0.5, 0), (0.9, 1), (0.99, 2), (0.999, 3), (0.9999, 4), (1.0, 5)];
+    let index =
+        named.iter().find(|(known, _)| (known - quantile).abs() < 1e-9).map_or(2, |(_, index)| *index);
+    let (field, name) = PERCENTILES[index];
+    let rates = trials.iter().filter_map(|trial| number(trial, "/rate"));
+    let unit = Unit::of_rates(extent(rates).map_or(0.0, |(_, most)| most));
+    let of = |is_kept: bool| -> Vec<(f64, f64)> {
+        let those = trials.iter().filter(|trial| trial.get("kept").and_then(Value::as_bool) == Some(is_kept));
+        let point = |trial: &Value| {
+            Some((number(trial, "/rate")? / unit.size, number(trial, &format!("/latency_us/{field}"))?))
+        };
+        those.filter_map(point).collect()
+    };
+    let mut series = vec![
+        Series { name: "kept".into(), mark: Mark::Dots, colour: 0, points: of(true) },
+        Series { name: "missed".into(), mark: Mark::Rings, colour: 1, points: of(false) },
+    ];
+    let offered = extent(series.iter().flat_map(|one| &one.points).map(|point| point.0));
+    let limit = list(result, "/slo").first().and_then(|part| number(part, "/limit_us"));
+    if let (Some((least, most)), Some(limit)) = (offered.filter(|(least, most)| most > least), limit) {
+        let points = vec![(least, limit), (most, limit)];
+        series.push(Series { name: "objective".into(), mark: Mark::Dashed, colour: 5, points });
+    }
+    let chart = Chart {
+        title: format!("{name} by offered rate"),
+        x: Axis::new(format!("offered, {}", unit.name), Scale::Linear),
+        y: Axis::new(format!("{name}, µs"), Scale::Log),
+        series,
+        y_max: None,
+    };
+    section.figures.extend(drawing.chart(&chart));
+    let mut table = Table::new(
+        "Trials in their order",
+        &["offered op/s", "done op/s", "p50 µs", "p99 µs", "p99.9 µs", "loss %", "kept", "why not"],
+    );
+    for trial in trials {
+        let count =
+            |pointer: &str| number(trial, pointer).map_or_else(|| "–".into(), |value| grouped(value, 0));
+        let latency = |field: &str| us(number(trial, &format!("/latency_us/{field}")));
+        table.rows.push(vec![
+            count("/rate"),
+            count("/ops_per_sec"),
+            latency("p50"),
+            latency("p99"),
+            latency("p999"),
+            number(trial, "/loss").map_or_else(|| "–".into(), |loss| significant(loss * 100.0)),
+            trial.get("kept").map_or_else(|| "–".into(), plain),
+            text(trial, "/why").unwrap_or("").to_owned(),
+        ]);
+    }
+    section.tables.push(table);
+    if let Some(confidence) = result.get("confidence").and_then(Value::as_object) {
+        let mut table = Table::new("How sure that is", &["", ""]);
+        table.rows =
+            confidence.iter().map(|(name, value)| vec![name.replace('_', " "), plain(value)]).collect();
+        table.is_text = true;
+        section.tables.push(table);
+    }
+    let mut sections = vec![section];
+    if let Some(report) = result.get("report").filter(|report| report.is_object()) {
+        let best = run::sections(report, drawing);
+        sections.extend(best.into_iter().map(|section| Section {
+            heading: format!("{} at the highest rate kept", section.heading),
+            ..section
+        }));
+    }
+    sections
+}
+
+fn peers(result: &Value, drawing: &mut Drawing) -> Section {
+    let mut section = Section::new("Throughput");
+    let ours = result.get("linerate");
+    let own_name = match ours.and_then(|ours| text(ours, "/transport")) {
+        Some(transport) => format!("linerate ({transport})"),
+        None => "linerate".to_owned(),
+    };
+    let label = |peer: &Value| match (text(peer, "/name"), text(peer, "/version")) {
+        (Some(name), Some(version)) => format!("{name} {version}"),
+        (name, _) => name.unwrap_or("unnamed").to_owned(),
+    };
+    let peers = list(result, "/peers");
+    let all: Vec<(String, &Value)> = ours
+        .map(|ours| (own_name, ours))
+        .into_iter()
+        .chain(peers.iter().map(|peer| (label(peer), peer)))
+        .collect();
+    let named: Vec<_> = all
+        .iter()
+        .filter_map(|(name, one)| Some((name.clone(), number(one, "/ops_per_sec")?, spread(one))))
+        .collect();
+    section.figures.extend(drawing.bars(&rates("Operations per second", &named)));
+    let own = ours.and_then(|ours| number(ours, "/ops_per_sec"));
+    let mut table = Table::new(
+        "Each at its best",
+        &["", "op/s", "linerate does", "server CPU %", "p50 µs", "p99 µs", "settings"],
+    );
+    for (name, one) in &all {
+        let count =
+            |pointer: &str| number(one, pointer).map_or_else(|| "–".into(), |value| grouped(value, 0));
+        let ratio = text(one, "/name")
+            .and_then(|name| result.get("ratios")?.get(name)?.as_f64())
+            .or_else(|| Some(own? / number(one, "/ops_per_sec")?));
+        let ratio = ratio.filter(|ratio| ratio.is_finite());
+        let latency = |field: &str| us(number(one, &format!("/latency_us/{field}")));
+        table.rows.push(vec![
+            name.clone(),
+            count("/ops_per_sec"),
+            ratio.map_or_else(|| "–".into(), |ratio| format!("{} ×", significant(ratio))),
+            count("/server_cpu_pct"),
+            latency("p50"),
+            latency("p99"),
+            one.get("settings").map_or_else(|| "–".into(), plain),
+        ]);
+    }
+    section.tables.push(table);
+    section
+}
+
+fn cluster(result: &Value, drawing: &mut Drawing) -> Section {
+    let mut section = Section::new("Throughput");
+    let points: Vec<(f64, f64)> = list(result, "/ops_per_sec")
+        .iter()
+        .enumerate()
+        .filter_map(|(second, ops)| Some((second as f64 + 0.5, ops.as_f64()?)))
+        .collect();
+    let unit = Unit::of_rates(extent(points.iter().map(|point| point.1)).map_or(0.0, |(_, most)| most));
+    let points = points.into_iter().map(|(second, ops)| (second, ops / unit.size)).collect();
+    let chart = Chart {
+        title: "Operations of all clients over time".into(),
+        x: Axis::new("seconds", Scale::Linear),
+        y: Axis::new(unit.name, Scale::FromZero),
+        series: vec![line("all", 0, points)],
+        y_max: None,
+    };
+    section.figures.extend(drawing.chart(&chart));
+    let nodes = list(result, "/nodes");
+    let named: Vec<_> = nodes
+        .iter()
+        .filter_map(|node| {
+            Some((text(node, "/name")?.to_owned(), number(node, "/median_ops_per_sec")?, None))
+        })
+        .collect();
+    section.figures.extend(drawing.bars(&rates("Nodes, median of the seconds", &named)));
+    let mut table = Table::new(
+        "Nodes",
+        &[
+            "",
+            "op/s",
+            "CPU %",
+            "sent Gbit/s",
+            "received Gbit/s",
+            "line rate %",
+            "NIC drops",
+            "socket drops",
+            "p50 µs",
+            "p99 µs",
+        ],
+    );
+    for node in nodes {
+        let shown = |pointer: &str, times: f64, decimals: usize| {
+            number(node, pointer).map_or_else(|| "–".to_owned(), |value| grouped(value * times, decimals))
+        };
+        table.rows.push(vec![
+            text(node, "/name").unwrap_or("unnamed").to_owned(),
+            shown("/median_ops_per_sec", 1.0, 0),
+            shown("/cpu_pct", 1.0, 0),
+            shown("/tx_gbit", 1.0, 2),
+            shown("/rx_gbit", 1.0, 2),
+            shown("/line_rate_share", 100.0, 1),
+            shown("/nic_drops", 1.0, 0),
+            shown("/udp_rcvbuf_errors", 1.0, 0),
+            us(number(node, "/latency_us/p50")),
+            us(number(node, "/latency_us/p99")),
+        ]);
+    }
+    section.tables.push(table);
+    section
+}
+
+fn cluster_series(result: &Value, drawing: &mut Drawing) -> Vec<Section> {
+    let points = list(result, "/points");
+    let mut all = Section::new("Runs of the series");
+    let named: Vec<_> = points
+        .iter()
+        .filter_map(|point| {
+            Some((text(point, "/label")?.to_owned(), number(point, "/total_ops_per_sec")?, None))
+        })
+        .collect();
+    all.figures.extend(drawing.bars(&rates("Operations of all clients", &named)));
+    let mut sections = vec![all];
+    for point in points {
+        let section = cluster(point, drawing);
+        sections.push(Section { heading: text(point, "/label").unwrap_or("unnamed").to_owned(), ..section });
+    }
+    sections
+}
+
+fn wire(result: &Value, drawing: &mut Drawing) -> Vec<Section> {
+    let mut section = Section::new("Ports");
+    let mut refused = Section::new("Not measured");
+    let mut named = Vec::new();
+    let mut reports: Vec<(String, &Value)> = Vec::new();
+    for (name, port) in result.get("ports").and_then(Value::as_object).into_iter().flatten() {
+        if let Some(error) = text(port, "/error") {
+            refused.paragraphs.push(format!("{name}: {error}"));
+        }
+        for (name, port) in [(name.clone(), Some(port)), (format!("{name}, shaped link"), port.get("shaped"))]
+        {
+            if let Some((port, ops)) = port.and_then(|port| Some((port, number(port, "/ops_per_sec")?))) {
+                named.push((name.clone(), ops, spread(port)));
+                reports.push((name, port));
+            }
+        }
+    }
+    section.figures.extend(drawing.bars(&rates("Median of the rounds, with their spread", &named)));
+    let mut table = Table::new(
+        "Ports",
+        &[
+            "",
+            "op/s",
+            "replies/s",
+            "Gbit/s",
+            "line rate %",
+            "p50 µs",
+            "p99 µs",
+            "server CPU %",
+            "client CPU %",
+            "ceiling op/s",
+        ],
+    );
+    for (name, port) in &reports {
+        let shown = |pointer: &str, times: f64, decimals: usize| {
+            number(port, pointer).map_or_else(|| "–".to_owned(), |value| grouped(value * times, decimals))
+        };
+        table.rows.push(vec![
+            name.clone(),
+            shown("/ops_per_sec", 1.0, 0),
+            shown("/reply_datagrams_per_sec", 1.0, 0),
+            shown("/gbit_per_sec", 1.0, 2),
+            shown("/line_rate_share", 100.0, 1),
+            us(number(port, "/latency_us/p50")),
+            us(number(port, "/latency_us/p99")),
+            shown("/server_cpu_pct", 1.0, 0),
+            shown("/client_cpu_pct", 1.0, 0),
+            shown("/ceiling_ops_per_sec", 1.0, 0),
+        ]);
+    }
+    section.tables.push(table);
+    vec![section, refused]
+}
+
+fn store(result: &Value, drawing: &mut Drawing) -> Section {
+    let mut section = Section::new("Time per operation");
+    let fields = result.as_object().into_iter().flatten();
+    let bars: Vec<Bar> = fields
+        .filter_map(|(field, value)| {
+            let ns = value.as_f64()?;
+            let name = field.strip_suffix("_ns")?.replace('_', " ");
+            let colour =
+                usize::from(["hashbrown", "std", "dashmap"].iter().any(|table| name.starts_with(table)));
+            let spread = result.get("spread").and_then(|all| spread(all.get(field)?));
+            Some(Bar { label: name, value: ns, spread, shown: format!("{} ns", significant(ns)), colour })
+        })
+        .take(BARS_MAX)
+        .collect();
+    let bars = Bars {
+        title: "Nanoseconds per operation, with the spread of the rounds".into(),
+        label: "ns".into(),
+        bars,
+    };
+    section.figures.extend(drawing.bars(&bars));
+    section.tables.extend(numbers(result).tables);
+    section
+}
+
+fn cache(result: &Value, drawing: &mut Drawing) -> Section {
+    let mut section = Section::new("Hit ratios");
+    let cells = list(result, "/cells");
+    let policies: Vec<String> = cells
+        .first()
+        .and_then(|cell| cell.get("references_pct")?.as_object())
+        .map_or_else(Vec::new, |references| references.keys().cloned().collect());
+    let mut traces: Vec<&str> = Vec::new();
+    for trace in cells.iter().filter_map(|cell| text(cell, "/trace")) {
+        if !traces.contains(&trace) {
+            traces.push(trace);
+        }
+    }
+    for trace in traces.iter().take(CHARTS_MAX) {
+        let of = |name: &str, colour: usize, pointer: String| {
+            let cells = cells.iter().filter(|cell| text(cell, "/trace") == Some(trace));
+            line(
+                name,
+                colour,
+                cells
+                    .filter_map(|cell| Some((number(cell, "/share_pct")?, number(cell, &pointer)?)))
+                    .collect(),
+            )
+        };
+        let mut series = vec![of("linerate", 0, "/store_pct".into())];
+        let others = policies.iter().enumerate();
+        series.extend(
+            others.map(|(index, name)| {
+                of(&name.replace('_', " "), index + 1, format!("/references_pct/{name}"))
+            }),
+        );
+        let chart = Chart {
+            title: (*trace).to_owned(),
+            x: Axis::new("room for % of the keys", Scale::Log),
+            y: Axis::new("hits, %", Scale::FromZero),
+            series,
+            y_max: None,
+        };
+        section.figures.extend(drawing.chart(&chart));
+    }
+    let mut table = Table::new("Hits, %", &["trace", "room %", "linerate"]);
+    table.head.extend(policies.iter().map(|name| name.replace('_', " ")));
+    for cell in cells {
+        let shown =
+            |pointer: &str| number(cell, pointer).map_or_else(|| "–".to_owned(), |value| grouped(value, 1));
+        let mut row = vec![
+            text(cell, "/trace").unwrap_or("unnamed").to_owned(),
+            cell.get("share_pct").map_or_else(|| "–".into(), plain),
+            shown("/store_pct"),
+        ];
+        row.extend(policies.iter().map(|name| shown(&format!("/references_pct/{name}"))));
+        table.rows.push(row);
+    }
+    section.tables.push(table);
+    section
+}
+
+/// Small charts of one section, at most.
+const CHARTS_MAX: usize = 24;
+
+/// All numbers of a result for which there is no better table.
+fn numbers(result: &Value) -> Section {
+    let mut table = Table::new("All numbers", &["", "value"]);
+    let mut waiting: Vec<(String, &Value)> = vec![(String::new(), result)];
+    while let Some((path, value)) = waiting.pop() {
+        let below = |name: &str| if path.is_empty() { name.to_owned() } else { format!("{path} › {name}") };
+        match value {
+            _ if table.rows.len() == NUMBERS_MAX => break,
+            Value::Object(fields) => {
+                let fields =
+                    fields.iter().rev().filter(|(name, _)| !["environment", "config"].contains(&&***name));
+                waiting.extend(fields.map(|(name, value)| (below(&name.replace('_', " ")), value)));
+            }
+            Value::Array(items) => {
+                let items = items.iter().enumerate().rev();
+                waiting.extend(items.map(|(index, value)| (below(&(index + 1).to_string()), value)));
+            }
+            Value::Number(number) => {
+                table.rows.push(vec![path, number.as_f64().map_or_else(|| number.to_string(), significant)]);
+            }
+            other => table.rows.push(vec![path, plain(other)]),
+        }
+    }
+    let mut section = Section::new("Numbers");
+    if !waiting.is_empty() {
+        section.paragraphs.push(format!("The first {NUMBERS_MAX} are shown; result.json has them all."));
+    }
+    section.tables.push(table);
+    section
+}
