@@ -45,9 +45,11 @@ fuzz() {
 }
 # The README's first command, shortened, and built as above: it must run anywhere and end by itself.
 demo() { cargo run --profile sim --locked --bin linerate-bench -- demo --duration 1 --records 50000; }
+# What the README says of results is what they have.
+readme() { cargo run --profile sim --locked --bin linerate-bench -- readme --check; }
 
 if [ $# -eq 0 ]; then
-  set -- fmt scripts clippy doc tests setup sim mutants hostile demo
+  set -- fmt scripts clippy doc tests setup sim mutants hostile demo readme
   # Both need a nightly compiler, which building and testing do without.
   if cargo +nightly miri setup >/dev/null 2>&1; then set -- "$@" miri; else echo 'not run: miri (no nightly compiler with the components miri and rust-src is installed)'; fi
   if cargo +nightly fuzz --version >/dev/null 2>&1; then set -- "$@" fuzz; else echo 'not run: fuzz (no nightly compiler, or no cargo-fuzz, is installed)'; fi

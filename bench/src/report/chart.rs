@@ -12,8 +12,8 @@ use super::figures::{extent, grouped, significant};
 /// Size of a chart, and the room for what surrounds the plot.
 const WIDTH: f64 = 440.0;
 const HEIGHT: f64 = 250.0;
-const LEFT: f64 = 58.0;
-const RIGHT: f64 = 14.0;
+const LEFT: f64 = 64.0;
+const RIGHT: f64 = 26.0;
 const TOP: f64 = 26.0;
 const BOTTOM: f64 = 42.0;
 
@@ -41,7 +41,7 @@ pub(super) const STYLE: &str = "\
 .chart .axis{stroke:var(--soft);stroke-width:1}
 .chart .line{fill:none;stroke-width:2;stroke-linejoin:round;stroke-linecap:round}
 .chart .dot{stroke:none}.chart .missed{fill:none!important;stroke-width:1.8}
-.chart .spread{stroke:var(--ink);stroke-width:1.4;fill:none}
+.chart .spread{stroke:var(--ink);stroke-width:1.4;fill:none}.chart .around{stroke:var(--bg);stroke-width:4}
 .chart .dashed{stroke-dasharray:6 4}
 .line.c0,.missed.c0{stroke:var(--c0)}.line.c1,.missed.c1{stroke:var(--c1)}.line.c2,.missed.c2{stroke:var(--c2)}
 .line.c3,.missed.c3{stroke:var(--c3)}.line.c4,.missed.c4{stroke:var(--c4)}.line.c5,.missed.c5{stroke:var(--c5)}
@@ -175,18 +175,13 @@ struct Fitted {
 
 impl Fitted {
     /// `None` when none of the values can be shown.
-    fn new(
-        scale: Scale,
-        values: impl Iterator<Item = f64>,
-        end: Option<f64>,
-        at: (f64, f64),
-    ) -> Option<Self> {
+    fn new(axis: &Axis, values: impl Iterator<Item = f64>, end: Option<f64>, at: (f64, f64)) -> Option<Self> {
+        let scale = axis.scale;
         let is_log = scale == Scale::Log;
         let (mut from, mut to) = extent(values)?;
         if is_log {
-            let ticks = log_ticks(from, to);
-            let (from, to) = (*ticks.first()?, *ticks.last()?);
-            return Some(Self { is_log, from, to, at_from: at.0, at_to: at.1, ticks: thinned(ticks) });
+            let ((from, to), ticks) = log_ticks(from, to, axis.ticks == Ticks::Nines);
+            return Some(Self { is_log, from, to, at_from: at.0, at_to: at.1, ticks });
         }
         if scale == Scale::FromZero {
             (from, to) = (from.min(0.0), to.max(0.0));
@@ -198,7 +193,7 @@ impl Fitted {
             to += room;
             from = if scale == Scale::FromZero { from } else { from - room };
         }
-        let step = nice_step((to - from) / 4.5);
+        let step = nice_step((to - from) / 5.5);
         let (first, last) = match scale {
             Scale::FromZero => ((from / step).floor(), (to / step - 1e-9).ceil()),
             _ => ((from / step - 1e-9).ceil(), (to / step + 1e-9).floor()),
@@ -220,11 +215,11 @@ impl Fitted {
     fn labels(&self, ticks: Ticks) -> Vec<String> {
         let step = self.ticks.windows(2).map(|pair| pair[1] - pair[0]).fold(f64::INFINITY, f64::min);
         let decimals =
-            if step.is_finite() { (-step.log10() + 0.01).ceil().clamp(0.0, 9.0) as usize } else { 0 };
+            if step.is_finite() { (-step.log10() - 0.01).ceil().clamp(0.0, 9.0) as usize } else { 0 };
         let label = |&value: &f64| match ticks {
             Ticks::Nines => {
                 let nines = value.log10().round().max(0.0) as usize;
-                format!("{:.*} %", nines.saturating_sub(2), 100.0 - 100.0 / value)
+                format!("{:.*}", nines.saturating_sub(2), 100.0 - 100.0 / value)
             }
             Ticks::Plain if self.is_log => significant(value),
             Ticks::Plain => grouped(value, decimals),
@@ -240,22 +235,30 @@ fn nice_step(least: f64) -> f64 {
     power * steps.into_iter().find(|step| step * power >= least * 0.999).unwrap_or(10.0)
 }
 
-/// What of 1, 2, 5 times powers of ten encloses the two, or powers of ten alone when they are far apart.
-fn log_ticks(least: f64, most: f64) -> Vec<f64> {
-    let is_wide = most / least > 300.0;
-    let (first, last) = (least.log10().floor() as i32 - 1, most.log10().ceil() as i32 + 1);
-    let steps: &[f64] = if is_wide { &[1.0] } else { &[1.0, 2.0, 5.0] };
-    let all: Vec<f64> =
-        (first..=last).flat_map(|power| steps.iter().map(move |step| step * 10_f64.powi(power))).collect();
-    let from = all.iter().rposition(|&tick| tick <= least * 1.000_001).unwrap_or(0);
-    let to = all.iter().position(|&tick| tick >= most * 0.999_999).unwrap_or(all.len() - 1);
-    all[from..=to.max(from + 1).min(all.len() - 1)].to_vec()
-}
-
-/// Every n-th, so that there are at most 8; the first of them is kept.
-fn thinned(ticks: Vec<f64>) -> Vec<f64> {
-    let step = ticks.len().div_ceil(8);
-    ticks.into_iter().step_by(step).collect()
+/// Ends of 1, 2 or 5 times a power of ten that enclose the two numbers, and ticks from one to the other: as many of the
+/// steps as have room, and of powers of ten alone every n-th when there are too many.
+fn log_ticks(least: f64, most: f64, are_nines: bool) -> ((f64, f64), Vec<f64>) {
+    const TICKS_MAX: usize = 7;
+    let powers = least.log10().floor() as i32 - 1..=most.log10().ceil() as i32 + 1;
+    let all = |steps: &'static [f64]| -> Vec<f64> {
+        let of_power = |power| steps.iter().map(move |step| step * 10_f64.powi(power));
+        powers.clone().flat_map(of_power).collect()
+    };
+    let ends = all(&[1.0, 2.0, 5.0]);
+    let from = ends.iter().rposition(|&end| end <= least * 1.000_001).unwrap_or(0);
+    let to = ends.iter().position(|&end| end >= most * 0.999_999).unwrap_or(ends.len() - 1).max(from + 1);
+    let (from, to) = (ends[from], ends[to.min(ends.len() - 1)]);
+    let sets: &[&[f64]] = if are_nines { &[&[1.0]] } else { &[&[1.0, 2.0, 5.0], &[1.0, 5.0], &[1.0]] };
+    let mut ticks = Vec::new();
+    for steps in sets {
+        ticks = all(steps);
+        ticks.retain(|&tick| tick >= from * 0.999_999 && tick <= to * 1.000_001);
+        if ticks.len() <= TICKS_MAX {
+            break;
+        }
+    }
+    let step = ticks.len().div_ceil(TICKS_MAX).max(1);
+    ((from, to), ticks.into_iter().step_by(step).collect())
 }
 
 impl Chart {
@@ -281,8 +284,8 @@ impl Chart {
         }
         let floors = stack(&mut series);
         let points = || series.iter().flat_map(|series| &series.points);
-        let x = Fitted::new(self.x.scale, points().map(|point| point.0), None, (LEFT, WIDTH - RIGHT))?;
-        let y = Fitted::new(self.y.scale, points().map(|point| point.1), self.y_max, (HEIGHT - BOTTOM, TOP))?;
+        let x = Fitted::new(&self.x, points().map(|point| point.0), None, (LEFT, WIDTH - RIGHT))?;
+        let y = Fitted::new(&self.y, points().map(|point| point.1), self.y_max, (HEIGHT - BOTTOM, TOP))?;
         let mut svg = opening(id, HEIGHT, &self.title, &self.description());
         self.draw_axes(&mut svg, &x, &y);
         // The last of a stack is the tallest, and is drawn first.
@@ -481,7 +484,7 @@ impl Bars {
         let ends = |bar: &Bar| [bar.value, bar.spread.map_or(0.0, |(_, most)| most.min(NUMBER_MAX))];
         let (left, right) = (4.0, WIDTH - RIGHT);
         bars().next()?;
-        let x = Fitted::new(Scale::FromZero, bars().flat_map(ends), None, (left, right))?;
+        let x = Fitted::new(&Axis::new("", Scale::FromZero), bars().flat_map(ends), None, (left, right))?;
         let height = ABOVE + STEP * bars().count() as f64 + BOTTOM;
         let mut description = format!("{}.", self.label);
         for bar in bars() {
@@ -491,7 +494,9 @@ impl Bars {
         let bottom = height - BOTTOM + 4.0;
         for (index, (tick, label)) in x.ticks.iter().zip(x.labels(Ticks::Plain)).enumerate() {
             let (at, anchor) = (x.at(*tick), if index == 0 { "start" } else { "middle" });
-            push(&mut svg, format_args!("<path class=\"grid\" d=\"M{at:.1} {ABOVE}V{bottom}\"/>"));
+            if index > 0 {
+                push(&mut svg, format_args!("<path class=\"grid\" d=\"M{at:.1} {ABOVE}V{bottom}\"/>"));
+            }
             push(
                 &mut svg,
                 format_args!(
@@ -535,14 +540,11 @@ impl Bars {
             );
             if let Some((least, most)) = bar.spread.filter(|(least, most)| most > least) {
                 let (from, to) = (x.at(least), x.at(most));
-                push(
-                    &mut svg,
-                    format_args!(
-                        "<path class=\"mark spread\" d=\"M{from:.1} {middle}H{to:.1}M{from:.1} {}v8M{to:.1} {}v8\"/>",
-                        middle - 4.0,
-                        middle - 4.0
-                    ),
-                );
+                let ends = middle - 4.0;
+                let path = format!("M{from:.1} {middle}H{to:.1}M{from:.1} {ends}v8M{to:.1} {ends}v8");
+                // Twice, so that it stands out from a bar of any colour.
+                push(&mut svg, format_args!("<path class=\"spread around\" d=\"{path}\"/>"));
+                push(&mut svg, format_args!("<path class=\"mark spread\" d=\"{path}\"/>"));
             }
         }
         svg += "</svg>";
@@ -589,7 +591,7 @@ mod tests {
 
     /// All numbers of the drawing's coordinates.
     fn coordinates(svg: &str) -> Vec<f64> {
-        let attributes = ["d=\"", "cx=\"", "cy=\"", " x=\"", " y=\"", "width=\""];
+        let attributes = [" d=\"", "cx=\"", "cy=\"", " x=\"", " y=\"", "width=\""];
         let values = attributes
             .iter()
             .flat_map(|name| svg.split(name).skip(1).map(|rest| rest.split('"').next().unwrap()));
@@ -635,21 +637,24 @@ mod tests {
     #[test]
     fn ticks_are_round_numbers() {
         let labels = |scale, values: &[f64]| {
-            let axis = Fitted::new(scale, values.iter().copied(), None, (0.0, 100.0)).unwrap();
+            let axis =
+                Fitted::new(&Axis::new("", scale), values.iter().copied(), None, (0.0, 100.0)).unwrap();
             axis.labels(Ticks::Plain).join(" ")
         };
         assert_eq!(labels(Scale::FromZero, &[31.2]), "0 10 20 30 40");
         assert_eq!(labels(Scale::FromZero, &[1800.0]), "0 500 1,000 1,500 2,000");
-        assert_eq!(labels(Scale::Linear, &[0.0, 1.0]), "0.0 0.5 1.0");
+        assert_eq!(labels(Scale::Linear, &[0.0, 1.0]), "0.0 0.2 0.4 0.6 0.8 1.0");
         assert_eq!(labels(Scale::Log, &[140.0, 4600.0]), "100 200 500 1,000 2,000 5,000");
+        assert_eq!(labels(Scale::Log, &[120.0, 17_000.0]), "100 500 1,000 5,000 10,000");
         assert_eq!(labels(Scale::Log, &[1.0, 1e6]), "1 10 100 1,000 10,000 100,000 1,000,000");
     }
 
     /// Goal: a share axis has one more nine at each tick. Method: its labels.
     #[test]
     fn nines_are_shares() {
-        let axis = Fitted::new(Scale::Log, [1.0, 10_000.0].into_iter(), None, (0.0, 1.0)).unwrap();
-        assert_eq!(axis.labels(Ticks::Nines).join(" "), "0 % 90 % 99 % 99.9 % 99.99 %");
+        let nines = Axis { ticks: Ticks::Nines, ..Axis::new("", Scale::Log) };
+        let axis = Fitted::new(&nines, [1.0, 10_000.0].into_iter(), None, (0.0, 1.0)).unwrap();
+        assert_eq!(axis.labels(Ticks::Nines).join(" "), "0 90 99 99.9 99.99");
     }
 
     /// Goal: text cannot leave its place. Method: hostile names and labels everywhere.

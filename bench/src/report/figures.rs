@@ -9,8 +9,14 @@ pub(super) fn grouped(value: f64, decimals: usize) -> String {
     if is_zero { text.replace('-', "") } else { text.replace('-', "−") }
 }
 
-/// With three digits that count, or all of the whole part.
+/// With three digits that count, or all of the whole part; whole numbers without decimals.
 pub(super) fn significant(value: f64) -> String {
+    let is_whole = value.fract() == 0.0 && value.abs() < 1e15;
+    if is_whole { grouped(value, 0) } else { three_digits(value) }
+}
+
+/// With three digits that count, or all of the whole part.
+fn three_digits(value: f64) -> String {
     let decimals = match value.abs() {
         100.0.. => 0,
         10.0.. => 1,
@@ -18,8 +24,7 @@ pub(super) fn significant(value: f64) -> String {
         0.0 => 0,
         small => (2 - small.log10().floor() as i32).clamp(0, 9) as usize,
     };
-    let is_whole = value.fract() == 0.0 && value.abs() < 1e15;
-    grouped(value, if is_whole { 0 } else { decimals })
+    grouped(value, decimals)
 }
 
 /// A unit, and how many of the plain one it is.
@@ -52,7 +57,8 @@ impl Unit {
 /// Operations per second with their unit.
 pub(super) fn rate(ops_per_sec: f64) -> String {
     let unit = Unit::of_rates(ops_per_sec.abs());
-    format!("{} {}", significant(ops_per_sec / unit.size), unit.name)
+    let figure = ops_per_sec / unit.size;
+    format!("{} {}", if unit.size == 1.0 { significant(figure) } else { three_digits(figure) }, unit.name)
 }
 
 /// A time given in µs.
@@ -111,6 +117,7 @@ mod tests {
     #[test]
     fn units_follow_the_size() {
         assert_eq!(rate(28_397_184.7), "28.4 M op/s");
+        assert_eq!(rate(31e6), "31.0 M op/s");
         assert_eq!(rate(12_340.0), "12.3 k op/s");
         assert_eq!(rate(7.0), "7 op/s");
         assert_eq!(micros(147.455), "147 µs");

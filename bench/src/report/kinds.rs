@@ -138,17 +138,6 @@ pub(super) fn sections(folder: &Folder, drawing: &mut Drawing) -> Vec<Section> {
     sections
 }
 
-/// A bar of operations per second, with its spread.
-fn bar(label: &str, ops_per_sec: f64, spread: Option<(f64, f64)>, unit: Unit, colour: usize) -> Bar {
-    Bar {
-        label: label.to_owned(),
-        value: ops_per_sec / unit.size,
-        spread: spread.map(|(least, most)| (least / unit.size, most / unit.size)),
-        shown: rate(ops_per_sec),
-        colour,
-    }
-}
-
 /// Least and largest, where a result has both.
 fn spread(of: &Value) -> Option<(f64, f64)> {
     match number(of, "/min").zip(number(of, "/max")) {
@@ -157,22 +146,37 @@ fn spread(of: &Value) -> Option<(f64, f64)> {
     }
 }
 
-/// Bars of named results that each have `ops_per_sec`.
-pub(super) fn rates(title: &str, named: &[(String, f64, Option<(f64, f64)>)]) -> Bars {
-    let unit = Unit::of_rates(extent(named.iter().map(|one| one.1)).map_or(0.0, |(_, most)| most));
-    let bars = named.iter().take(BARS_MAX).enumerate();
-    let bars =
-        bars.map(|(index, (name, ops, spread))| bar(name, *ops, *spread, unit, index.min(1))).collect();
+/// A result that is one bar among others: its name, operations per second, their spread, and its colour.
+#[derive(Clone, Debug)]
+pub(super) struct Rate {
+    pub(super) name: String,
+    pub(super) ops: f64,
+    pub(super) spread: Option<(f64, f64)>,
+    pub(super) colour: usize,
+}
+
+/// Bars of operations per second.
+pub(super) fn rates(title: &str, rates: &[Rate]) -> Bars {
+    let unit = Unit::of_rates(extent(rates.iter().map(|one| one.ops)).map_or(0.0, |(_, most)| most));
+    let bar = |one: &Rate| Bar {
+        label: one.name.clone(),
+        value: one.ops / unit.size,
+        spread: one.spread.map(|(least, most)| (least / unit.size, most / unit.size)),
+        shown: rate(one.ops),
+        colour: one.colour,
+    };
+    let bars = rates.iter().take(BARS_MAX).map(bar).collect();
     Bars { title: title.to_owned(), label: unit.name.to_owned(), bars }
 }
 
 fn compare(result: &Value, drawing: &mut Drawing) -> Vec<Section> {
     let mut section = Section::new("Throughput");
     let candidates = list(result, "/candidates");
-    let named: Vec<_> = candidates
-        .iter()
-        .filter_map(|one| Some((text(one, "/name")?.to_owned(), number(one, "/ops_per_sec")?, spread(one))))
-        .collect();
+    let of = |(colour, one): (usize, &Value)| {
+        let (name, ops) = (text(one, "/name")?.to_owned(), number(one, "/ops_per_sec")?);
+        Some(Rate { name, ops, spread: spread(one), colour })
+    };
+    let named: Vec<_> = candidates.iter().enumerate().filter_map(of).collect();
     if let Some(mut figure) = drawing.bars(&rates("Median of the rounds, with their spread", &named)) {
         figure.note =
             Some("The line at the end of a bar goes from the slowest round to the fastest.".to_owned());
@@ -258,7 +262,7 @@ fn refused(result: &Value) -> Option<Section> {
     (!section.is_empty()).then_some(section)
 }
 
-/// A number with what stands behind it, like 64 or 4KiB; only the number counts for an axis.
+/// The number that a value is, when it is one that has a place on an axis.
 fn axis_number(value: &str) -> Option<f64> {
     value.parse::<f64>().ok().filter(|number| number.is_finite())
 }
@@ -299,11 +303,15 @@ fn sweep(result: &Value, drawing: &mut Drawing) -> Section {
             }
             None => row.push(text(point, "/error").unwrap_or("not measured").to_owned()),
         }
+        // Behind the reason nothing more is known.
+        row.resize(table.head.len(), String::new());
         table.rows.push(row);
     }
     section.figures.extend(scaling(&names, &points).iter().filter_map(|chart| drawing.chart(chart)));
     if section.figures.is_empty() {
-        let named: Vec<_> = points.iter().map(|point| (point.values.join(" · "), point.ops, None)).collect();
+        let of =
+            |point: &Point| Rate { name: point.values.join(" · "), ops: point.ops, spread: None, colour: 0 };
+        let named: Vec<_> = points.iter().map(of).collect();
         section.figures.extend(drawing.bars(&rates("Throughput of each point", &named)));
     }
     section.tables.push(table);
@@ -434,7 +442,7 @@ fn search(result: &Value, drawing: &mut Drawing) -> Vec<Section> {
     }
     section.tables.push(table);
     if let Some(confidence) = result.get("confidence").and_then(Value::as_object) {
-        let mut table = Table::new("How sure that is", &["", ""]);
+        let mut table = Table::new("How sure that is", &[]);
         table.rows =
             confidence.iter().map(|(name, value)| vec![name.replace('_', " "), plain(value)]).collect();
         table.is_text = true;
@@ -468,12 +476,18 @@ fn peers(result: &Value, drawing: &mut Drawing) -> Section {
         .into_iter()
         .chain(peers.iter().map(|peer| (label(peer), peer)))
         .collect();
-    let named: Vec<_> = all
-        .iter()
-        .filter_map(|(name, one)| Some((name.clone(), number(one, "/ops_per_sec")?, spread(one))))
-        .collect();
+    let is_ours = |one: &Value| ours.is_some_and(|ours| std::ptr::eq(ours, one));
+    let of = |(name, one): &(String, &Value)| {
+        let (ops, colour) = (number(one, "/ops_per_sec")?, usize::from(!is_ours(one)));
+        Some(Rate { name: name.clone(), ops, spread: spread(one), colour })
+    };
+    let named: Vec<_> = all.iter().filter_map(of).collect();
     section.figures.extend(drawing.bars(&rates("Operations per second", &named)));
     let own = ours.and_then(|ours| number(ours, "/ops_per_sec"));
+    let ratio_of = |one: &Value| {
+        let known = text(one, "/name").and_then(|name| result.get("ratios")?.get(name)?.as_f64());
+        known.or_else(|| Some(own? / number(one, "/ops_per_sec")?)).filter(|ratio| ratio.is_finite())
+    };
     let mut table = Table::new(
         "Each at its best",
         &["", "op/s", "linerate does", "server CPU %", "p50 µs", "p99 µs", "settings"],
@@ -481,15 +495,12 @@ fn peers(result: &Value, drawing: &mut Drawing) -> Section {
     for (name, one) in &all {
         let count =
             |pointer: &str| number(one, pointer).map_or_else(|| "–".into(), |value| grouped(value, 0));
-        let ratio = text(one, "/name")
-            .and_then(|name| result.get("ratios")?.get(name)?.as_f64())
-            .or_else(|| Some(own? / number(one, "/ops_per_sec")?));
-        let ratio = ratio.filter(|ratio| ratio.is_finite());
+        let ratio = ratio_of(one).filter(|_| !is_ours(one));
         let latency = |field: &str| us(number(one, &format!("/latency_us/{field}")));
         table.rows.push(vec![
             name.clone(),
             count("/ops_per_sec"),
-            ratio.map_or_else(|| "–".into(), |ratio| format!("{} ×", significant(ratio))),
+            ratio.map_or_else(String::new, |ratio| format!("{} ×", significant(ratio))),
             count("/server_cpu_pct"),
             latency("p50"),
             latency("p99"),
@@ -518,12 +529,11 @@ fn cluster(result: &Value, drawing: &mut Drawing) -> Section {
     };
     section.figures.extend(drawing.chart(&chart));
     let nodes = list(result, "/nodes");
-    let named: Vec<_> = nodes
-        .iter()
-        .filter_map(|node| {
-            Some((text(node, "/name")?.to_owned(), number(node, "/median_ops_per_sec")?, None))
-        })
-        .collect();
+    let of = |node: &Value| {
+        let (name, ops) = (text(node, "/name")?.to_owned(), number(node, "/median_ops_per_sec")?);
+        Some(Rate { name, ops, spread: None, colour: usize::from(text(node, "/role") == Some("server")) })
+    };
+    let named: Vec<_> = nodes.iter().filter_map(of).collect();
     section.figures.extend(drawing.bars(&rates("Nodes, median of the seconds", &named)));
     let mut table = Table::new(
         "Nodes",
@@ -564,12 +574,11 @@ fn cluster(result: &Value, drawing: &mut Drawing) -> Section {
 fn cluster_series(result: &Value, drawing: &mut Drawing) -> Vec<Section> {
     let points = list(result, "/points");
     let mut all = Section::new("Runs of the series");
-    let named: Vec<_> = points
-        .iter()
-        .filter_map(|point| {
-            Some((text(point, "/label")?.to_owned(), number(point, "/total_ops_per_sec")?, None))
-        })
-        .collect();
+    let of = |point: &Value| {
+        let (name, ops) = (text(point, "/label")?.to_owned(), number(point, "/total_ops_per_sec")?);
+        Some(Rate { name, ops, spread: None, colour: 0 })
+    };
+    let named: Vec<_> = points.iter().filter_map(of).collect();
     all.figures.extend(drawing.bars(&rates("Operations of all clients", &named)));
     let mut sections = vec![all];
     for point in points {
@@ -591,7 +600,7 @@ fn wire(result: &Value, drawing: &mut Drawing) -> Vec<Section> {
         for (name, port) in [(name.clone(), Some(port)), (format!("{name}, shaped link"), port.get("shaped"))]
         {
             if let Some((port, ops)) = port.and_then(|port| Some((port, number(port, "/ops_per_sec")?))) {
-                named.push((name.clone(), ops, spread(port)));
+                named.push(Rate { name: name.clone(), ops, spread: spread(port), colour: 0 });
                 reports.push((name, port));
             }
         }
@@ -653,7 +662,10 @@ fn store(result: &Value, drawing: &mut Drawing) -> Section {
         bars,
     };
     section.figures.extend(drawing.bars(&bars));
-    section.tables.extend(numbers(result).tables);
+    for mut table in numbers(result).tables {
+        table.is_folded = true;
+        section.tables.push(table);
+    }
     section
 }
 
@@ -746,4 +758,33 @@ fn numbers(result: &Value) -> Section {
     }
     section.tables.push(table);
     section
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn point(values: &[&str], ops: f64) -> Point {
+        Point { values: values.iter().map(|&value| value.to_owned()).collect(), ops, p99: Some(1.0) }
+    }
+
+    /// Goal: the axis is the option whose values are numbers, whichever it is, the other ones make the lines, and points are in
+    /// order. Method: a sweep of transport by batch in an arbitrary order.
+    #[test]
+    fn scaling_is_over_the_numbers() {
+        let names = ["transport".to_owned(), "batch".to_owned()];
+        let points = [
+            point(&["udp", "64"], 4.0),
+            point(&["tcp", "1"], 1.0),
+            point(&["udp", "2"], 2.0),
+            point(&["tcp", "9"], 3.0),
+        ];
+        let charts = scaling(&names, &points);
+        assert_eq!((charts.len(), &*charts[0].x.label, charts[0].x.scale), (2, "batch", Scale::Log));
+        let lines: Vec<_> = charts[0].series.iter().map(|line| (&*line.name, &*line.points)).collect();
+        let udp = [(2.0, 2.0), (64.0, 4.0)];
+        let tcp = [(1.0, 1.0), (9.0, 3.0)];
+        assert_eq!(lines, [("transport udp", &udp[..]), ("transport tcp", &tcp[..])]);
+        assert!(scaling(&names[..1], &[point(&["udp"], 1.0), point(&["tcp"], 1.0)]).is_empty());
+    }
 }

@@ -27,6 +27,7 @@ use clap::Args;
 
 use folder::Folder;
 use page::{Drawing, Page, Section, Style};
+use several::Group;
 
 /// Folders of one report, at most: more would not be told apart.
 const FOLDERS_MAX: usize = 64;
@@ -98,6 +99,8 @@ fn side_by_side(folders: &[Folder], drawing: &mut Drawing) -> Page {
     let mut sections = if alike.is_empty() { Vec::new() } else { several::sections(&groups, drawing) };
     let mut verdicts = several::verdicts(&groups);
     let all: Vec<&Folder> = folders.iter().collect();
+    let names = groups.iter().map(Group::described).chain(others.iter().map(|folder| folder.name.clone()));
+    let title = names.collect::<Vec<_>>().join(" · ");
     for folder in others {
         let named = |section: Section| Section {
             heading: format!("{}: {}", folder.name, section.heading),
@@ -108,7 +111,7 @@ fn side_by_side(folders: &[Folder], drawing: &mut Drawing) -> Page {
             .extend(kinds::verdicts(folder).into_iter().map(|verdict| format!("{}: {verdict}", folder.name)));
     }
     Page {
-        title: folders.iter().map(|folder| &*folder.name).collect::<Vec<_>>().join(" · "),
+        title,
         kind: format!("{} results side by side", folders.len()),
         key: None,
         warnings: several::warnings(&all),

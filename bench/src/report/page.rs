@@ -67,6 +67,10 @@ impl Section {
         Self { heading: heading.into(), ..Self::default() }
     }
 
+    fn has_columns(&self) -> bool {
+        !self.figures.is_empty() || self.tables.iter().any(Table::is_narrow)
+    }
+
     pub(super) fn is_empty(&self) -> bool {
         self.paragraphs.is_empty() && self.figures.is_empty() && self.tables.is_empty()
     }
@@ -132,5 +136,10 @@ impl Table {
             head: head.iter().map(|&name| name.to_owned()).collect(),
             ..Self::default()
         }
+    }
+
+    /// Whether it has its place beside the charts.
+    fn is_narrow(&self) -> bool {
+        !self.is_folded && self.rows.iter().all(|row| row.len() <= 2)
     }
 }

@@ -148,7 +148,7 @@ fn table(name: &str, file: &str, root: &Path) -> anyhow::Result<(String, Option<
     for row in &rows {
         markdown += &row.markdown();
     }
-    markdown += &format!("\n{}\n", origin(&rows, Path::new(file).parent().unwrap_or(Path::new(""))));
+    markdown += &format!("\n{}\n", origin(&rows, Path::new(file).parent().unwrap_or_else(|| Path::new(""))));
     let Some(picture) = &spec.picture else { return Ok((markdown, None)) };
     markdown += &format!("\n![{}]({})\n", escaped_markdown(&spec.title), picture.display());
     let bars = Bars {
@@ -222,7 +222,7 @@ fn origin(rows: &[Row<'_>], results: &Path) -> String {
         let mut values: Vec<&str> = all().filter_map(|folder| folder.fact(fact)).collect();
         values.sort_unstable();
         values.dedup();
-        values.into_iter().map(|value| escaped_markdown(value)).collect::<Vec<_>>().join(", ")
+        values.into_iter().map(escaped_markdown).collect::<Vec<_>>().join(", ")
     };
     let counts = extent(rows.iter().map(|row| row.folders.len() as f64)).unwrap_or((0.0, 0.0));
     let runs = match counts {

@@ -1,5 +1,7 @@
 //! The sections on one run: what it did, how long operations took, what the processors and the network did meanwhile.
 
+use std::collections::BTreeMap;
+
 use serde_json::Value;
 
 use super::{
@@ -224,7 +226,7 @@ pub(super) fn tail(mut series: Vec<Series>) -> Chart {
     Chart {
         title: "The slowest operations".into(),
         x: Axis::new("µs", Scale::Log),
-        y: Axis { ticks: Ticks::Nines, ..Axis::new("of the operations took no longer", Scale::Log) },
+        y: Axis { ticks: Ticks::Nines, ..Axis::new("% of the operations took no longer", Scale::Log) },
         series,
         y_max: None,
     }
@@ -239,15 +241,12 @@ fn processors(run: &Value, series: &[Value], drawing: &mut Drawing) -> Section {
     let chart = chart_over_time("CPU time of both sides", ("% of one core", Scale::FromZero), 1.0, both);
     section.figures.extend(drawing.chart(&chart));
 
-    let mut busy: Vec<(usize, f64)> = Vec::new();
+    let mut busy: BTreeMap<usize, f64> = BTreeMap::new();
     for cpu in series.iter().flat_map(|second| list(second, "/host/cpus")) {
         let Some(id) = cpu.get("cpu").and_then(Value::as_u64) else { continue };
-        let share = 1.0 - number(cpu, "/idle").unwrap_or(1.0);
-        match busy.iter_mut().find(|(known, _)| *known == id as usize) {
-            Some((_, sum)) => *sum += share,
-            None => busy.push((id as usize, share)),
-        }
+        *busy.entry(id as usize).or_default() += 1.0 - number(cpu, "/idle").unwrap_or(1.0);
     }
+    let mut busy: Vec<(usize, f64)> = busy.into_iter().collect();
     let count = busy.len();
     busy.sort_by(|a, b| b.1.total_cmp(&a.1));
     busy.truncate(CPUS_MAX);

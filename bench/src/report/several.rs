@@ -6,7 +6,7 @@ use super::{
     chart::{Axis, Chart, Scale, Series},
     figures::{Unit, extent, grouped, median, rate},
     folder::{Folder, number, plain},
-    kinds::{self, Point},
+    kinds::{self, Point, Rate},
     noise::{self, SECONDS_MIN},
     page::{Drawing, Section, Table},
     run::{self, PERCENTILES},
@@ -28,7 +28,7 @@ impl Group<'_> {
     }
 
     /// What the group's name stands for in a sentence.
-    fn described(&self) -> String {
+    pub(super) fn described(&self) -> String {
         match self.folders.len() {
             1 => self.name.clone(),
             count => format!("{} ({count} runs)", self.name),
@@ -76,7 +76,11 @@ fn folder_has_configuration(folder: &Folder) -> bool {
 /// A folder's name without the number of the repeat.
 fn stem(name: &str) -> &str {
     match name.rsplit_once('-') {
-        Some((stem, number)) if number.len() < 3 && number.bytes().all(|byte| byte.is_ascii_digit()) => stem,
+        Some((stem, number))
+            if matches!(number.len(), 1 | 2) && number.bytes().all(|byte| byte.is_ascii_digit()) =>
+        {
+            stem
+        }
         _ => name,
     }
 }
@@ -97,7 +101,10 @@ pub(super) fn verdicts(groups: &[Group<'_>]) -> Vec<String> {
         let [first, rest @ ..] = &group.folders[..] else { return verdicts };
         verdicts.extend(rest.iter().filter_map(|folder| {
             let difference = noise::by_seconds(&folder.seconds(), &first.seconds())?;
-            Some(format!("{}, by the seconds of each.", difference.sentence(&folder.name, &first.name)))
+            Some(format!(
+                "{}, judged by the seconds of each.",
+                difference.sentence(&folder.name, &first.name)
+            ))
         }));
         return verdicts;
     }
@@ -111,13 +118,13 @@ pub(super) fn verdicts(groups: &[Group<'_>]) -> Vec<String> {
 fn against(group: &Group<'_>, base: &Group<'_>) -> String {
     let (name, base_name) = (group.described(), base.described());
     if let Some(difference) = noise::by_repeats(&group.figures(), &base.figures()) {
-        return format!("{}, by the repeats.", difference.sentence(&name, &base_name));
+        return format!("{}, judged by the repeats.", difference.sentence(&name, &base_name));
     }
     if let ([one], [other]) = (&group.folders[..], &base.folders[..])
         && let Some(difference) = noise::by_seconds(&one.seconds(), &other.seconds())
     {
         return format!(
-            "{}, by the seconds of each; what differs from start to start only repeats can tell.",
+            "{}, judged by the seconds of each; what differs from start to start only repeats can tell.",
             difference.sentence(&name, &base_name)
         );
     }
@@ -204,14 +211,12 @@ fn lines(groups: &[Group<'_>], points: impl Fn(&Folder) -> Vec<(f64, f64)>) -> V
 
 fn throughput(groups: &[Group<'_>], drawing: &mut Drawing) -> Section {
     let mut section = Section::new("Throughput");
-    let named: Vec<_> = groups
-        .iter()
-        .filter_map(|group| {
-            let figures = group.figures();
-            let spread = extent(figures.iter().copied()).filter(|_| figures.len() > 1);
-            Some((group.described(), median(&figures)?, spread))
-        })
-        .collect();
+    let of = |(colour, group): (usize, &Group<'_>)| {
+        let figures = group.figures();
+        let spread = extent(figures.iter().copied()).filter(|_| figures.len() > 1);
+        Some(Rate { name: group.described(), ops: median(&figures)?, spread, colour })
+    };
+    let named: Vec<_> = groups.iter().enumerate().filter_map(of).collect();
     section.figures.extend(drawing.bars(&kinds::rates("Median of the runs, with their spread", &named)));
     let mut series = lines(groups, |folder| {
         let seconds = folder.seconds().into_iter().enumerate();
@@ -376,4 +381,23 @@ fn differences(folders: &[&Folder]) -> Section {
         section.tables.push(table);
     }
     section
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_number_of_a_repeat_is_left_out() {
+        for (name, expected) in [
+            ("2026-11-20-veth-1", "2026-11-20-veth"),
+            ("a-12", "a"),
+            ("a-2026", "a-2026"),
+            ("a-b", "a-b"),
+            ("a", "a"),
+            ("a-", "a-"),
+        ] {
+            assert_eq!(stem(name), expected);
+        }
+    }
 }
