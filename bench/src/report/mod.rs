@@ -1,9 +1,9 @@
 //! Results as a page: one HTML file that needs nothing else, for one result or for several side by side.
 //!
-//! [`render`] reads result folders ([`folder`]), says what each kind is about ([`run`], [`kinds`]) or how several differ
-//! ([`several`], [`noise`]), draws it ([`chart`], with numbers as [`figures`] has them) and fills the page ([`page`]). Results may come from elsewhere, so
-//! nothing in them is trusted: all text is escaped, the page runs no script and loads nothing, and it says so to the browser. [`readme()`]
-//! makes the README's tables and pictures of the same folders.
+//! [`render`] reads result folders, says what each kind is about or how several differ (whether by more than the
+//! [`noise`]), draws it and fills the page. Results may come from elsewhere, so nothing in them is trusted: all text is
+//! escaped, the page runs no script and loads nothing, and it says so to the browser. [`mod@readme`] makes the README's tables
+//! and pictures of the same folders.
 
 mod chart;
 mod figures;
