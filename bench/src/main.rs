@@ -256,6 +256,9 @@ fn keep(name: Option<&str>, result: &impl Serialize, environment: &Environment) 
 
 fn keep_in(root: &Path, name: &str, result: &impl Serialize, kept: &Kept<'_>) -> anyhow::Result<()> {
     let folder = results::keep(root, name, result, kept)?;
+    // The figures are safe already.
+    report(&ReportOptions { folders: vec![folder.clone()], output: None })
+        .context("the result is kept, but not its report")?;
     eprintln!("linerate-bench: kept in {}", folder.display());
     Ok(())
 }
