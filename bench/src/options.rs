@@ -674,18 +674,17 @@ fn seconds_or_none(text: &str) -> Result<f64, String> {
 }
 
 fn fill_memory(text: &str) -> Result<ByteSize, String> {
-    size_from(text, ByteSize::mib(1)..=ByteSize::gib(32))
+    size_from(text, ByteSize::mib(1)..=ByteSize::gib(32), "1MiB to 32GiB")
 }
 
 fn server_memory(text: &str) -> Result<ByteSize, String> {
-    size_from(text, ByteSize::mib(64)..=ByteSize::tib(16))
+    size_from(text, ByteSize::mib(64)..=ByteSize::tib(16), "64MiB to 16TiB")
 }
 
-fn size_from(text: &str, range: std::ops::RangeInclusive<ByteSize>) -> Result<ByteSize, String> {
+fn size_from(text: &str, range: std::ops::RangeInclusive<ByteSize>, shown: &str) -> Result<ByteSize, String> {
     let size: ByteSize =
         text.parse().map_err(|_| format!("`{text}` is no size: give one such as 256MiB or 1GiB"))?;
-    let (min, max) = (range.start().display().iec_short(), range.end().display().iec_short());
-    if range.contains(&size) { Ok(size) } else { Err(format!("give {min} to {max}")) }
+    if range.contains(&size) { Ok(size) } else { Err(format!("give {shown}")) }
 }
 
 /// Parses a rate in operations per second. Below one a day nothing would happen; beyond, moments are closer than a clock
