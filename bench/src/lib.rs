@@ -22,6 +22,7 @@ pub mod load;
 mod null;
 pub mod options;
 pub mod output;
+pub mod program;
 pub mod report;
 pub mod results;
 pub mod run;

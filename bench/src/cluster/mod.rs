@@ -23,10 +23,11 @@ use clap::{Args, Subcommand};
 
 pub use self::{
     coordinator::cluster_run,
-    node::{ExecOptions, NodeOptions, exec, node},
+    node::{NodeOptions, node},
     report::{ClusterReport, ClusterResult, cluster_table},
     spec::{ClusterRunOptions, Launcher},
 };
+pub use crate::program::{ExecOptions, exec};
 
 /// What to do with a cluster.
 #[derive(Clone, Debug, Subcommand)]
@@ -39,7 +40,7 @@ pub enum ClusterCommand {
     /// End what a run that was broken off has left, by the PID files in its folder
     #[command(hide = true)]
     Reap(ReapOptions),
-    /// Become another program that ends with the node that started it
+    /// Become another program that ends with the process that started it
     #[command(hide = true)]
     Exec(ExecOptions),
 }

@@ -5,7 +5,6 @@ use std::{
     fs::{self, File},
     io::{self, BufRead, BufReader, Write},
     net::{IpAddr, SocketAddr, ToSocketAddrs},
-    os::unix::process::CommandExt,
     path::{Path, PathBuf},
     process::{Child, Command, Stdio},
     sync::{
@@ -27,8 +26,7 @@ use linerate_dataplane::{
 use linerate_proto::wire::{STAT_COUNT, STAT_NAMES};
 use nix::{
     sched::{CpuSet, sched_setaffinity},
-    sys::{prctl::set_pdeathsig, signal::Signal},
-    unistd::{Pid, getppid},
+    unistd::Pid,
 };
 
 use super::{
@@ -38,6 +36,7 @@ use super::{
 };
 use crate::{
     options::RunOptions,
+    program,
     run::{CoreStatistics, Together, run_with},
     watch::nic::{interface_towards, tune_status},
 };
@@ -70,29 +69,6 @@ pub struct NodeOptions {
     /// Programs whose checksums are told
     #[arg(long)]
     pub sum: Vec<PathBuf>,
-}
-
-/// A program to run in place of this one.
-#[derive(Clone, Debug, Args)]
-pub struct ExecOptions {
-    /// Process whose end ends the program
-    #[arg(long)]
-    pub parent: i32,
-    /// The program and its arguments
-    #[arg(required = true, trailing_var_arg = true, allow_hyphen_values = true)]
-    pub command: Vec<String>,
-}
-
-/// Becomes another program, which the kernel kills when the thread that started this process ends: a server does not
-/// outlive its node, however that ends.
-///
-/// # Errors
-/// When the program cannot be run.
-pub fn exec(options: &ExecOptions) -> anyhow::Result<()> {
-    set_pdeathsig(Signal::SIGKILL)?;
-    anyhow::ensure!(getppid() == Pid::from_raw(options.parent), "the node has ended already");
-    let [program, arguments @ ..] = &options.command[..] else { anyhow::bail!("no program") };
-    Err(Command::new(program).args(arguments).exec()).with_context(|| format!("cannot run {program}"))
 }
 
 /// Is a node until its standard input ends.
@@ -281,14 +257,10 @@ impl Node<'_> {
         self.write_map(map, &mut arguments)?;
         let log_path = self.folder.join(SERVER_LOG);
         let log = File::create(&log_path).with_context(|| format!("cannot write {}", log_path.display()))?;
-        let own = std::process::id().to_string();
-        let mut child = Command::new("/proc/self/exe")
-            .args(["cluster", "exec", "--parent", &own, "--", &program])
+        let mut child = program::command(&program, None)
             .args(&arguments)
-            .stdin(Stdio::null())
             .stdout(Stdio::piped())
             .stderr(log.try_clone()?)
-            .process_group(0)
             .spawn()
             .with_context(|| format!("cannot start {program}"))?;
         let process = Process::find(child.id() as i32).context("the server ended at once")?;
