@@ -1,5 +1,5 @@
 //! What `linerate-bench` is made of: a measurement from beginning to end ([`run`], [`ceiling`], [`wire`], [`store`],
-//! [`cache`], [`cluster`]) as it was asked for
+//! [`cache`], [`peers`], [`cluster`]) as it was asked for
 //! ([`options`]), what a client thread does ([`load`]: [`workload`], [`key`], [`value`]), whether the answers were those of
 //! a linearizable store ([`check`]), what is measured ([`latency`], [`core_to_core`], [`series`]), what is looked at meanwhile
 //! ([`watch`]), what could be at most ([`line_rate`]) and what is reported ([`output`], [`results`], [`report`]).
@@ -22,6 +22,7 @@ pub mod load;
 mod null;
 pub mod options;
 pub mod output;
+pub mod peers;
 pub mod program;
 pub mod report;
 pub mod results;

@@ -21,6 +21,7 @@ use linerate_bench::{
     line_rate::{ModelOptions, prediction_table},
     options::{Command, DemoOptions, Options, RunOptions, StoreOptions, WireOptions},
     output::{Environment, Report, table},
+    peers::{PeersOptions, PeersReport, peers, peers_table, peers_verdict},
     report::{
         ReportOptions,
         readme::{ReadmeOptions, readme},
@@ -69,6 +70,7 @@ fn execute(options: Options) -> anyhow::Result<Verdict> {
         Command::Wire(options) => show_wire(&options, &wire(&options, &stop)?),
         Command::Store(options) => show_store(&options, &stop),
         Command::Cache(options) => show_cache(&options, &cache(&options, &stop)?),
+        Command::Peers(options) => show_peers(&options, &peers(&options, &stop)?),
         Command::Cluster(ClusterCommand::Run(options)) => {
             show_cluster(&options, &cluster_run(&options, &stop)?)
         }
@@ -184,6 +186,17 @@ fn show_cache(options: &CacheOptions, report: &CacheReport) -> anyhow::Result<Ve
     }
     keep(options.keep.as_deref(), report, &report.environment)?;
     Ok(Verdict::Right)
+}
+
+/// Shows what could be measured, also without a peer; that is an error then.
+fn show_peers(options: &PeersOptions, report: &PeersReport) -> anyhow::Result<Verdict> {
+    match &options.json {
+        Some(target) => target.write(report)?,
+        None => say(&peers_table(report))?,
+    }
+    keep(options.keep.as_deref(), report, &report.environment)?;
+    peers_verdict(report)?;
+    check(&report.linerate.report)
 }
 
 /// Shows what there is of a run; it is an error when that is not all.

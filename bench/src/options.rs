@@ -32,6 +32,7 @@ use crate::{
         schedule::{Arrivals, Pace},
     },
     output::{Config, JsonTarget},
+    peers::PeersOptions,
     report::{ReportOptions, readme::ReadmeOptions},
     series::interval,
     wire::{WirePort, rate::Rate},
@@ -68,6 +69,8 @@ pub enum Command {
     Store(StoreOptions),
     /// What a store that evicts keeps, against LRU, S3-FIFO and W-TinyLFU in the same room
     Cache(CacheOptions),
+    /// The same operations with Redis, Valkey and memcached, as far as they are installed
+    Peers(PeersOptions),
     /// Many servers and clients: on hosts that ssh reaches, in network namespaces, or on this machine's loopback
     #[command(subcommand)]
     Cluster(ClusterCommand),

@@ -330,17 +330,21 @@ impl ProcessUse {
     /// That of these processes together, without those that have ended.
     #[must_use]
     pub fn of(processes: &[i32]) -> Self {
-        let page_len = sysconf(SysconfVar::PAGE_SIZE).ok().flatten().unwrap_or(4096) as u64;
-        let read = |pid: &i32| {
-            let stat = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
-            let statm = fs::read_to_string(format!("/proc/{pid}/statm")).ok()?;
-            Some((process_ticks(&stat)?, resident_pages(&statm)?))
-        };
-        processes.iter().filter_map(read).fold(Self::default(), |sum, ((user, system), pages)| Self {
-            user: sum.user.saturating_add(ticks(user)),
-            system: sum.system.saturating_add(ticks(system)),
-            rss_bytes: sum.rss_bytes.saturating_add(pages.saturating_mul(page_len)),
+        let each = processes.iter().filter_map(|&pid| Self::of_one(pid));
+        each.fold(Self::default(), |sum, one| Self {
+            user: sum.user.saturating_add(one.user),
+            system: sum.system.saturating_add(one.system),
+            rss_bytes: sum.rss_bytes.saturating_add(one.rss_bytes),
         })
+    }
+
+    /// That of one process; `None` when it has ended.
+    #[must_use]
+    pub fn of_one(pid: i32) -> Option<Self> {
+        let page_len = sysconf(SysconfVar::PAGE_SIZE).ok().flatten().unwrap_or(4096) as u64;
+        let (user, system) = process_ticks(&fs::read_to_string(format!("/proc/{pid}/stat")).ok()?)?;
+        let pages = resident_pages(&fs::read_to_string(format!("/proc/{pid}/statm")).ok()?)?;
+        Some(Self { user: ticks(user), system: ticks(system), rss_bytes: pages.saturating_mul(page_len) })
     }
 
     /// CPU time.
