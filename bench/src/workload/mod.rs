@@ -3,26 +3,30 @@
 //! A sample of the Zipf law costs 40 to 220 ns, depending on the machine: more than all that the client otherwise spends
 //! on an operation. The operations are therefore drawn before the clock starts, and the run repeats them.
 
+mod draw;
+mod keys;
+mod value_len;
+
 use std::{
-    error, fmt, iter,
-    str::FromStr,
+    fmt, iter,
     sync::{Arc, Mutex, PoisonError},
     thread,
 };
 
 use clap::ValueEnum;
-use linerate_client::{HEAD_LEN, Key};
-use linerate_proto::wire::{Operation, VALUE_LEN_MAX};
 use rand::{
     SeedableRng,
     distr::{Bernoulli, Distribution, Uniform},
     rngs::Xoshiro256PlusPlus,
 };
 use rand_distr::Zipf;
-use serde::{Serialize, Serializer};
-use zerocopy::{Immutable, IntoBytes};
+use serde::Serialize;
 
-use crate::key::{KeyBuffer, key_len};
+pub use self::{
+    draw::Draw,
+    keys::{KeyDistribution, Theta, ThetaError},
+    value_len::{ValueLen, ValueLenError},
+};
 
 /// Most records of a run, 2^31 - 1: a [`Draw`] has 31 bits for the record.
 pub const RECORDS_MAX: u32 = i32::MAX as u32;
@@ -71,295 +75,6 @@ impl fmt::Display for Workload {
             Self::B => "b",
             Self::C => "c",
         })
-    }
-}
-
-/// Exponent of a Zipf law, 0 to 10: 0 is uniform, and at 10 all but a thousandth of the operations are on one record.
-#[derive(Clone, Copy, Debug, PartialEq)]
-pub struct Theta(f64);
-
-impl Theta {
-    /// YCSB's usual exponent.
-    pub const YCSB: Self = Self(0.99);
-
-    /// Takes an exponent.
-    ///
-    /// # Errors
-    /// When it is not a number from 0 to 10.
-    pub fn new(theta: f64) -> Result<Self, ThetaError> {
-        if (0.0..=10.0).contains(&theta) { Ok(Self(theta)) } else { Err(ThetaError(theta.to_string())) }
-    }
-
-    /// The exponent.
-    #[must_use]
-    pub const fn exponent(self) -> f64 {
-        self.0
-    }
-}
-
-impl FromStr for Theta {
-    type Err = ThetaError;
-
-    fn from_str(text: &str) -> Result<Self, ThetaError> {
-        text.trim().parse().map_err(|_| ThetaError(text.to_owned())).and_then(Self::new)
-    }
-}
-
-impl fmt::Display for Theta {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        self.0.fmt(f)
-    }
-}
-
-/// What was given as a Zipf exponent and is none.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct ThetaError(String);
-
-impl fmt::Display for ThetaError {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(
-            f,
-            "the Zipf exponent \"{}\" is not allowed; it is a number from 0 (uniform) to 10, as in 0.99",
-            self.0
-        )
-    }
-}
-
-impl error::Error for ThetaError {}
-
-/// How the record of an operation is chosen.
-#[derive(Clone, Copy, Debug, PartialEq)]
-pub enum KeyDistribution {
-    /// All records alike.
-    Uniform,
-    /// Record `i` with a probability proportional to 1 / (i + 1)^θ. This is the plain law over the records themselves:
-    /// record 0 is the hottest, record 1 the next, and with a million records and θ = 0.99 record 0 gets 6.5 % of the
-    /// operations. (YCSB's "scrambled" one draws from 10^10 items and hashes them; its hottest record gets 3.8 %. The
-    /// order of the records means nothing to linerate, which places keys by their hash.)
-    Zipf(Theta),
-}
-
-impl KeyDistribution {
-    /// `uniform` or `zipf`.
-    #[must_use]
-    pub const fn name(self) -> &'static str {
-        match self {
-            Self::Uniform => "uniform",
-            Self::Zipf(_) => "zipf",
-        }
-    }
-
-    /// Exponent of the law; that of a uniform one is 0.
-    #[must_use]
-    pub const fn exponent(self) -> f64 {
-        match self {
-            Self::Uniform => 0.0,
-            Self::Zipf(theta) => theta.exponent(),
-        }
-    }
-}
-
-impl fmt::Display for KeyDistribution {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::Uniform => write!(f, "uniform"),
-            Self::Zipf(theta) => write!(f, "Zipf {theta}"),
-        }
-    }
-}
-
-/// Lengths of values in bytes: always the same (`128`), or any from a range with the same probability (`64-256`).
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct ValueLen {
-    min: u32,
-    max: u32,
-}
-
-impl ValueLen {
-    /// Longest value. One that does not fit a datagram travels in pieces.
-    pub const MAX: usize = VALUE_LEN_MAX;
-
-    /// Values of `min` to `max` bytes, both included.
-    ///
-    /// # Errors
-    /// When the range runs backwards or reaches beyond [`Self::MAX`].
-    pub const fn new(min: usize, max: usize) -> Result<Self, ValueLenError> {
-        if min > max {
-            return Err(ValueLenError::Backwards { min, max });
-        }
-        if max > Self::MAX {
-            return Err(ValueLenError::TooLong { len: max, max: Self::MAX });
-        }
-        Ok(Self { min: min as u32, max: max as u32 })
-    }
-
-    /// Checks that each value fits a datagram together with the longest key of `records` records.
-    ///
-    /// # Errors
-    /// [`ValueLenError::TooLong`] when the longest does not.
-    pub const fn check_fits_datagram(self, records: u32) -> Result<(), ValueLenError> {
-        let max = Operation::inline_value_len_max(key_len(records.saturating_sub(1)));
-        if self.max() > max { Err(ValueLenError::TooLong { len: self.max(), max }) } else { Ok(()) }
-    }
-
-    /// Shortest length.
-    #[inline]
-    #[must_use]
-    pub const fn min(self) -> usize {
-        self.min as usize
-    }
-
-    /// Longest length.
-    #[inline]
-    #[must_use]
-    pub const fn max(self) -> usize {
-        self.max as usize
-    }
-
-    /// Whether `len` is one of the lengths.
-    #[inline]
-    #[must_use]
-    pub const fn contains(self, len: usize) -> bool {
-        self.min() <= len && len <= self.max()
-    }
-
-    /// The length that belongs to a uniformly random number.
-    #[inline]
-    #[must_use]
-    pub const fn pick(self, random: u32) -> usize {
-        // Scales instead of dividing (Lemire, "Fast random integer generation in an interval", 2019). Without his
-        // rejection step a length is off its probability by at most 1 in 2^12 if there are 2^20 of them, 1 in 2^22 if
-        // there are a thousand.
-        let count = (self.max - self.min) as u64 + 1;
-        self.min() + ((random as u64 * count) >> 32) as usize
-    }
-}
-
-impl FromStr for ValueLen {
-    type Err = ValueLenError;
-
-    fn from_str(text: &str) -> Result<Self, ValueLenError> {
-        let (min, max) = text.split_once('-').unwrap_or((text, text));
-        let parse = |len: &str| len.trim().parse().map_err(|_| ValueLenError::Malformed(text.to_owned()));
-        Self::new(parse(min)?, parse(max)?)
-    }
-}
-
-impl fmt::Display for ValueLen {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        if self.min == self.max { write!(f, "{}", self.min) } else { write!(f, "{}-{}", self.min, self.max) }
-    }
-}
-
-/// A number when there is one length, the text `64-256` when there are many: what was asked for, in both cases.
-impl Serialize for ValueLen {
-    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-        if self.min == self.max { serializer.serialize_u32(self.min) } else { serializer.collect_str(self) }
-    }
-}
-
-/// Why a length of values is refused; displayed as one sentence.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum ValueLenError {
-    /// Neither a number nor a range of two.
-    Malformed(String),
-    /// The range counts down.
-    Backwards {
-        /// Its left end.
-        min: usize,
-        /// Its right end, smaller.
-        max: usize,
-    },
-    /// No value can have `len` bytes.
-    TooLong {
-        /// What was asked for.
-        len: usize,
-        /// What would fit.
-        max: usize,
-    },
-}
-
-impl fmt::Display for ValueLenError {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::Malformed(text) => write!(
-                f,
-                "the value length \"{text}\" is neither a number of bytes like 128 nor a range like 64-256, within 0 to {}",
-                ValueLen::MAX
-            ),
-            Self::Backwards { min, max } => {
-                write!(f, "the range of value lengths {min}-{max} runs backwards; write {max}-{min}")
-            }
-            Self::TooLong { len, max } => {
-                write!(f, "values of {len} bytes are too long; the allowed lengths are 0 to {max} bytes")
-            }
-        }
-    }
-}
-
-impl error::Error for ValueLenError {}
-
-/// One operation of a [`Stream`]: which record, its key, and whether to put.
-///
-/// The key is written out here, since making it costs as much as all else that the client does with an operation.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Immutable, IntoBytes)]
-#[repr(C)]
-pub struct Draw {
-    key: [u8; 11],
-    key_len: u8,
-    /// The record in the low 31 bits, and in the highest whether it is a put.
-    operation: u32,
-}
-
-const _: () = assert!(size_of::<Draw>() == HEAD_LEN);
-
-impl Draw {
-    const PUT: u32 = 1 << 31;
-
-    fn new(record: u32, is_put: bool) -> Self {
-        debug_assert!(record < RECORDS_MAX);
-        let mut buffer = KeyBuffer::new();
-        let key = buffer.key(record);
-        let mut draw = Self {
-            key: [0; 11],
-            key_len: key.len() as u8,
-            operation: record | if is_put { Self::PUT } else { 0 },
-        };
-        draw.key[..key.len()].copy_from_slice(key.bytes());
-        draw
-    }
-
-    /// A put of `record`.
-    #[must_use]
-    pub fn put(record: u32) -> Self {
-        Self::new(record, true)
-    }
-
-    /// Index of the record, 0 to `records - 1`.
-    #[inline]
-    #[must_use]
-    pub const fn record(&self) -> u32 {
-        self.operation & !Self::PUT
-    }
-
-    /// Key of the record.
-    #[inline]
-    #[must_use]
-    pub fn key(&self) -> Key<'_> {
-        Key::in_window(zerocopy::transmute_ref!(self), self.key_len.into())
-    }
-
-    /// Whether to put; otherwise get.
-    #[inline]
-    #[must_use]
-    pub const fn is_put(&self) -> bool {
-        self.operation & Self::PUT != 0
-    }
-}
-
-impl Default for Draw {
-    fn default() -> Self {
-        Self::new(0, false)
     }
 }
 
@@ -650,56 +365,6 @@ mod tests {
         assert!(draw_streams(&law, 0, 1, SEED, |_| ()).is_empty());
     }
 
-    /// Goal: the extreme records survive packing. Method: both kinds of the first and last record.
-    #[test]
-    fn draws_keep_record_and_kind() {
-        for (record, is_put) in [(0, false), (0, true), (RECORDS_MAX - 1, false), (RECORDS_MAX - 1, true)] {
-            let draw = Draw::new(record, is_put);
-            assert_eq!((draw.record(), draw.is_put()), (record, is_put));
-        }
-    }
-
-    /// Goal: value lengths are read, written and refused as documented. Method: one text per case.
-    #[test]
-    fn value_lengths_are_read_and_written() {
-        for (text, min, max, shown) in [
-            ("128", 128, 128, "128"),
-            ("64-256", 64, 256, "64-256"),
-            (" 64 - 256 ", 64, 256, "64-256"),
-            ("0", 0, 0, "0"),
-            ("7-7", 7, 7, "7"),
-            ("0-1048576", 0, 1_048_576, "0-1048576"),
-        ] {
-            let lens: ValueLen = text.parse().unwrap();
-            assert_eq!((lens.min(), lens.max(), lens.to_string().as_str()), (min, max, shown), "{text}");
-        }
-        for (text, reason) in [
-            ("", "within 0 to 1048576"),
-            ("-5", "the value length \"-5\" is neither"),
-            ("64-", "the value length \"64-\" is neither"),
-            ("1-2-3", "the value length \"1-2-3\" is neither"),
-            ("1KiB", "the value length \"1KiB\" is neither"),
-            ("256-64", "256-64 runs backwards; write 64-256"),
-            ("1048577", "values of 1048577 bytes are too long; the allowed lengths are 0 to 1048576 bytes"),
-            ("0-2000000", "values of 2000000 bytes are too long"),
-        ] {
-            let error = text.parse::<ValueLen>().expect_err(text).to_string();
-            assert!(error.contains(reason), "{text:?}: {error}");
-        }
-        let (fixed, range) = (ValueLen::new(128, 128).unwrap(), ValueLen::new(64, 256).unwrap());
-        assert_eq!(serde_json::to_string(&[fixed, range]).unwrap(), r#"[128,"64-256"]"#);
-    }
-
-    /// Goal: longer keys leave less room. Method: the number of records at which the longest key grows.
-    #[test]
-    fn the_longest_value_depends_on_the_number_of_records() {
-        for (records, max) in [(1, 1_427), (10, 1_427), (11, 1_426), (1_000_000, 1_422), (1_000_001, 1_421)] {
-            assert_eq!(ValueLen::new(0, max).unwrap().check_fits_datagram(records), Ok(()));
-            let longer = ValueLen::new(0, max + 1).unwrap().check_fits_datagram(records);
-            assert_eq!(longer, Err(ValueLenError::TooLong { len: max + 1, max }), "{records} records");
-        }
-    }
-
     /// Goal: threads that share a stream go through the same operations, each from its own place. Method: two thirds of
     /// a stream, and the whole cycle after it.
     #[test]
@@ -708,32 +373,6 @@ mod tests {
         let shared = stream.share(2, 3);
         let cycle: Vec<_> = shared.take(300).collect();
         assert_eq!(cycle, [&stream.draws()[200..], &stream.draws()[..200]].concat());
-    }
-
-    /// Goal: picked lengths stay in the range, reach both ends, and are equally frequent. Method: evenly spaced
-    /// "random" numbers, and the extremes.
-    #[test]
-    fn picked_lengths_cover_the_range_evenly() {
-        let lens = ValueLen::new(64, 256).unwrap();
-        assert_eq!((lens.pick(0), lens.pick(u32::MAX)), (64, 256));
-        let mut counts = [0_u32; 257];
-        (0..193_000_u64).for_each(|index| counts[lens.pick((index * (1 << 32) / 193_000) as u32)] += 1);
-        assert!(counts[64..].iter().all(|count| (999..=1_001).contains(count)), "{counts:?}");
-        let fixed = ValueLen::new(128, 128).unwrap();
-        assert!([0, 1 << 31, u32::MAX].into_iter().all(|random| fixed.pick(random) == 128));
-    }
-
-    #[test]
-    fn exponents_are_checked() {
-        for (text, exponent) in [("0.99", 0.99), ("0", 0.0), ("10", 10.0), (" 1.2 ", 1.2)] {
-            assert_eq!(text.parse::<Theta>().map(Theta::exponent), Ok(exponent));
-        }
-        for text in ["-0.1", "10.1", "NaN", "inf", "", "high"] {
-            let error = text.parse::<Theta>().expect_err(text).to_string();
-            assert!(error.contains("is not allowed; it is a number from 0 (uniform) to 10"), "{error}");
-        }
-        assert_eq!(Theta::YCSB.to_string(), "0.99");
-        assert_eq!(zipf(0.99).to_string(), "Zipf 0.99");
     }
 
     /// Goal: what drawing costs can be looked up any time. Method: one chunk of each distribution on this thread;
