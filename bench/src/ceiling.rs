@@ -34,7 +34,7 @@ use crate::{
     output::{Environment, Kind, Report},
     run::{check_stop, core_to_core, draw, progress_bar, summarise, worse},
     value::touch,
-    workload::{Stream, ValueLen},
+    workload::{Kind as DrawKind, Stream, ValueLaw},
 };
 
 /// Memory that values are copied from: small enough for the first-level cache.
@@ -131,12 +131,17 @@ pub(crate) fn ceiling_over<P: Port + Send, Q: Port>(
         "the ceiling needs both ends to itself: leave --target at embedded"
     );
     anyhow::ensure!(
+        options.trace.is_none(),
+        "the ceiling sends the same requests again and again, which a trace is not made of: leave out --trace"
+    );
+    anyhow::ensure!(
         !options.checks() && !options.coalesce && options.faults(0).is_none(),
         "the ceiling has no store to check, asks for each value and sends nothing again: leave out --check, --coalesce, \
          --loss, --dup and --reorder"
     );
     options
         .value_len
+        .lens()
         .check_fits_datagram(options.records)
         .context("the ceiling has one value per result only")?;
     let shares_cpus = ports.shares_cpus;
@@ -155,7 +160,7 @@ pub(crate) fn ceiling_over<P: Port + Send, Q: Port>(
             .into_iter()
             .zip(&cpus.server)
             .map(|(port, &cpu)| {
-                let (finished, value_len, enter) = (&finished, options.value_len, &ports.enter);
+                let (finished, value_len, enter) = (&finished, &options.value_len, &ports.enter);
                 scope.spawn(move || {
                     pin_to_core(cpu)?;
                     enter()?;
@@ -224,7 +229,7 @@ impl Drop for SetOnDrop<'_> {
 /// Answers every request with results of the wanted length.
 fn serve<P: Port>(
     mut port: P,
-    value_len: ValueLen,
+    value_len: &ValueLaw,
     shares_cpus: bool,
     finished: &AtomicBool,
 ) -> io::Result<()> {
@@ -295,34 +300,41 @@ struct Template {
 fn templates(stream: &Stream, options: &RunOptions) -> Vec<Template> {
     let mut done = Vec::with_capacity(TEMPLATES);
     let mut open: [Option<Template>; 2] = [None, None];
-    let value = vec![0x5a; options.value_len.max()];
+    let value = vec![0x5a; options.value_len.lens().max()];
     let mut cycle = stream.clone();
     while done.len() < TEMPLATES {
         let draw = cycle.next().expect("streams never end");
         let key = draw.key();
-        let operation = if draw.is_put() {
-            Operation::put(key, &value[..options.value_len.pick(draw.record().wrapping_mul(0x9e37_79b9))])
-        } else {
-            Operation::get(key)
+        let writes: &[bool] = match draw.kind() {
+            DrawKind::Rmw => &[false, true],
+            kind => &[kind.is_write()],
         };
-        let open = &mut open[usize::from(draw.is_put())];
-        let full_len = size_of::<RequestHeader>() + BODY_LEN_MAX;
-        let is_full = |template: &Template| {
-            template.count == options.batch || template.bytes.len() + operation.wire_len() > full_len
-        };
-        if open.as_ref().is_some_and(is_full) {
-            done.extend(open.take());
+        for &writes in writes {
+            let operation = if writes {
+                let len = options.value_len.pick(draw.record().wrapping_mul(0x9e37_79b9));
+                Operation::put(key, &value[..len])
+            } else {
+                Operation::get(key)
+            };
+            let open = &mut open[usize::from(writes)];
+            let full_len = size_of::<RequestHeader>() + BODY_LEN_MAX;
+            let is_full = |template: &Template| {
+                template.count == options.batch || template.bytes.len() + operation.wire_len() > full_len
+            };
+            if open.as_ref().is_some_and(is_full) {
+                done.extend(open.take());
+            }
+            let template = open.get_or_insert_with(|| Template {
+                bytes: vec![0; size_of::<RequestHeader>()],
+                count: 0,
+                writes,
+            });
+            let start = template.bytes.len();
+            template.bytes.resize(start + operation.wire_len() + HEAD_LEN, 0);
+            let len = operation.write(&mut template.bytes[start..]).expect("the length was made to fit");
+            template.bytes.truncate(start + len);
+            template.count += 1;
         }
-        let template = open.get_or_insert_with(|| Template {
-            bytes: vec![0; size_of::<RequestHeader>()],
-            count: 0,
-            writes: draw.is_put(),
-        });
-        let start = template.bytes.len();
-        template.bytes.resize(start + operation.wire_len() + HEAD_LEN, 0);
-        let len = operation.write(&mut template.bytes[start..]).expect("the length was made to fit");
-        template.bytes.truncate(start + len);
-        template.count += 1;
     }
     for template in &mut done {
         let header = RequestHeader {

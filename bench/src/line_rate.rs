@@ -171,10 +171,10 @@ pub struct ModelOptions {
     /// How partitions are placed: rendezvous or modulo
     #[arg(long, default_value = "rendezvous", value_parser = placement)]
     pub placement: Placement,
-    /// Share of gets: a 50 %, b 95 %, c 100 %; the rest are puts
+    /// Workload of YCSB: a 50 % get, b 95 %, c 100 %, and puts; d 95 %, and inserts; f 50 %, and gets with a put behind them
     #[arg(long, default_value = "c")]
     pub workload: Workload,
-    /// Law by which keys are chosen
+    /// Law by which keys are chosen: zipf or uniform
     #[arg(long, default_value = "zipf")]
     pub distribution: Distribution,
     /// Exponent of the Zipf law, 0 to 10
@@ -212,8 +212,11 @@ impl ModelOptions {
         let keys = match self.distribution {
             Distribution::Zipf => KeyDistribution::Zipf(self.theta),
             Distribution::Uniform => KeyDistribution::Uniform,
+            _ => anyhow::bail!(
+                "the model adds up the laws zipf and uniform only: give one of these as --distribution"
+            ),
         };
-        let law = StreamLaw { workload: self.workload, keys, records: self.records };
+        let law = StreamLaw { workload: self.workload, read_share: None, keys, records: self.records };
         let prediction = |&servers: &u8| {
             let input = ModelInput {
                 cluster: cluster(servers, self.cores, self.placement)?,
@@ -305,7 +308,7 @@ pub fn predict(input: &ModelInput) -> Result<Prediction, ValueLenError> {
     input.value_len.check_fits_datagram(input.law.records)?;
     let load = Load::of(input);
     let packing = Packing::of(input, &load);
-    let put_share = input.law.workload.put_share();
+    let put_share = input.law.put_share();
     let bytes_per_sec = input.line_rate.bits_per_sec() as f64 / 8.0;
 
     let everything = vec![1.0; load.cores.len()];
@@ -649,7 +652,7 @@ mod tests {
         ModelInput {
             cluster: cluster(servers, cores, Placement::Rendezvous).unwrap(),
             clients: servers.into(),
-            law: StreamLaw { workload, keys, records: 1_000_000 },
+            law: StreamLaw { workload, read_share: None, keys, records: 1_000_000 },
             value_len: ValueLen::new(128, 128).unwrap(),
             batch: 110,
             line_rate: crate::wire::rate::LINE_RATE,
@@ -665,7 +668,12 @@ mod tests {
     /// Goal: bytes are those on the cable. Method: gets of one key length, worked out by hand from PROTOCOL.md.
     #[test]
     fn bytes_are_those_on_the_cable() {
-        let law = StreamLaw { workload: Workload::B, keys: KeyDistribution::Uniform, records: 10 };
+        let law = StreamLaw {
+            workload: Workload::B,
+            read_share: None,
+            keys: KeyDistribution::Uniform,
+            records: 10,
+        };
         let prediction = predict(&ModelInput { law, ..input(1, 1, Workload::B, YCSB) }).unwrap();
         // Eleven results of 130 bytes make a datagram more than three quarters full: 1,456 bytes and a checksum.
         assert_eq!((prediction.results_per_datagram, prediction.reply_len), (11.0, 1_460));
@@ -737,7 +745,7 @@ mod tests {
         println!("seed {SEED}");
         let mut random = Xoshiro256PlusPlus::seed_from_u64(SEED);
         for records in [1_000, RECORDS_SUMMED + 3_000_000] {
-            let law = StreamLaw { workload: Workload::C, keys: YCSB, records };
+            let law = StreamLaw { workload: Workload::C, read_share: None, keys: YCSB, records };
             let input = ModelInput { law, ..input(3, 2, Workload::C, YCSB) };
             let load = Load::of(&input);
             assert!(near(load.cores.iter().map(|core| core.share).sum(), 1.0, 1e-9));

@@ -26,7 +26,7 @@ use crate::{
     options::{Cpus, RunOptions},
     output::{Environment, Kind as ReportKind, Report},
     run::{Beside, Load, Measured, WatchedHost, check_stop, draw, finished, summarise},
-    workload::ValueLen,
+    workload::{Inserts, ValueLaw},
 };
 
 /// The address of nobody: nothing is ever sent there. Only towards loopback may datagrams go without checksums.
@@ -48,10 +48,13 @@ pub(crate) fn null(options: &RunOptions, stop: &AtomicBool) -> anyhow::Result<Re
         "--target null has one core: leave out --server-cores {}",
         options.server_cores
     );
-    options.value_len.check_fits_datagram(options.records)?;
+    options.value_len.lens().check_fits_datagram(options.records)?;
     let environment = Environment::look(SystemTime::now());
     let cpus = Cpus::assign(0, options.threads.into())?;
-    let streams = draw(options)?;
+    let mut streams = draw(options)?;
+    if options.inserts() {
+        Inserts::begin(options.records, 0, options.inserts_max(), &mut streams)?;
+    }
     check_stop(stop)?;
     let live = AtomicU64::new(0);
     let host = WatchedHost::towards(None, &cpus);
@@ -83,7 +86,7 @@ pub(crate) fn null(options: &RunOptions, stop: &AtomicBool) -> anyhow::Result<Re
 /// A session with nobody.
 fn open(options: &RunOptions, number: u64) -> Result<Session<impl Port>, ConnectError> {
     let begun = SystemInstant::now();
-    let mut nobody = Nobody::new(options.value_len);
+    let mut nobody = Nobody::new(&options.value_len);
     let port = AnsweringPort::new(NOBODY, move |datagram: &[u8], answers: &mut Answers<'_>| {
         nobody.answer(datagram, answers, || Instant::from_nanos(begun.elapsed().as_nanos() as u64));
     })?;
@@ -111,7 +114,7 @@ struct Nobody {
 }
 
 impl Nobody {
-    fn new(value_len: ValueLen) -> Self {
+    fn new(value_len: &ValueLaw) -> Self {
         let config = SessionConfig {
             secret: [0; 16],
             boot_id: 1,
@@ -213,13 +216,14 @@ mod tests {
     #[test]
     fn nobody_answers_everything() {
         for (batch, lens) in [(1_u8, "0"), (64, "128"), (255, "0-300"), (110, "1400")] {
-            let value_len: ValueLen = lens.parse().unwrap();
-            let options = RunOptions { value_len, batch, window: 8, ..RunOptions::defaults() };
+            let value_len: ValueLaw = lens.parse().unwrap();
+            let options =
+                RunOptions { value_len: value_len.clone(), batch, window: 8, ..RunOptions::defaults() };
             let mut session = open(&options, 1).unwrap();
             let (mut gets, mut puts) = (0_u64, 0_u64);
             let mut sink = |ended: linerate_client::Ended<'_>| match ended.outcome {
                 Outcome::Value(value) if ended.tag == 0 => {
-                    assert!(value_len.contains(value.len()), "{} bytes", value.len());
+                    assert!(value_len.lens().contains(value.len()), "{} bytes", value.len());
                     gets += 1;
                 }
                 Outcome::Done if ended.tag == 1 => puts += 1,

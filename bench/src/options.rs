@@ -31,16 +31,22 @@ use crate::{
         LoadPlan,
         schedule::{Arrivals, Pace},
     },
-    output::{Config, JsonTarget},
+    output::{Config, JsonTarget, memory_bytes},
     peers::PeersOptions,
     report::{ReportOptions, readme::ReadmeOptions},
     series::interval,
     wire::{WirePort, rate::Rate},
-    workload::{KeyDistribution, RECORDS_MAX, StreamLaw, Theta, ValueLen, Workload},
+    workload::{
+        Hotspot, INSERTS_MAX, INSERTS_MIN, Inserts, KeyDistribution, RECORDS_MAX, Share, StreamLaw, Theta,
+        Trace, TraceFile, ValueLaw, ValueLen, Workload,
+    },
 };
 
 /// Seconds of load before each measurement of a comparison, which has many.
 const WIRE_WARMUP: f64 = 0.3;
+
+/// Inserts per second and server core that room is made for: 5 % of 10 M op/s, which is what a 10 GbE card carries.
+const INSERTS_PER_SEC: f64 = 500_000.0;
 
 /// Records that the store can be measured with: fewer would not fill a few batches, more have no place in one store.
 const STORE_RECORDS: std::ops::RangeInclusive<i64> = 1_000..=100_000_000;
@@ -104,21 +110,34 @@ pub struct RunOptions {
     /// What to speak: udp, tcp, packet (AF_PACKET rings), xdp (AF_XDP rings) or auto (the best of udp, packet and xdp)
     #[arg(long, default_value = "udp")]
     pub transport: Wanted,
-    /// Share of gets: a 50 %, b 95 %, c 100 %; the rest are puts
+    /// Workload of YCSB: a 50 % get, b 95 %, c 100 %, and puts; d 95 %, and inserts; f 50 %, and gets with a put behind them
     #[arg(long, default_value = "b")]
     pub workload: Workload,
-    /// Law by which keys are chosen
-    #[arg(long, default_value = "zipf")]
-    pub distribution: Distribution,
+    /// Share of gets, 0 to 1, instead of a workload's; the others are puts
+    #[arg(long, value_name = "SHARE", conflicts_with = "workload")]
+    pub read_share: Option<Share>,
+    /// Law by which keys are chosen [default: zipf, and latest with workload d]
+    #[arg(long)]
+    pub distribution: Option<Distribution>,
+    /// Share of the records that are hot with --distribution hotspot [default: 0.2]
+    #[arg(long, value_name = "SHARE")]
+    pub hotspot_set: Option<Share>,
+    /// Share of the operations that are on these [default: 0.8]
+    #[arg(long, value_name = "SHARE")]
+    pub hotspot_ops: Option<Share>,
+    /// Replay the rows of a Twitter cache trace (CSV) over a store that is empty at first, again and again
+    #[arg(long, value_name = "FILE", conflicts_with_all = ["workload", "read_share", "distribution", "theta", "hotspot_set",
+        "hotspot_ops", "records", "value_len"])]
+    pub trace: Option<TraceFile>,
     /// Exponent of the Zipf law, 0 to 10
     #[arg(long, default_value = "0.99")]
     pub theta: Theta,
     /// Records stored before the run
     #[arg(long, default_value_t = 1_000_000, value_parser = clap::value_parser!(u32).range(1..=i64::from(RECORDS_MAX)))]
     pub records: u32,
-    /// Bytes per value: a number, or a range such as 64-256
+    /// Bytes per value: a number, a range such as 64-256, a weighted list such as 100:0.7,4096-8192:0.3, or etc (Facebook's)
     #[arg(long, default_value = "128")]
-    pub value_len: ValueLen,
+    pub value_len: ValueLaw,
     /// Cores of an embedded server
     #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u8).range(1..))]
     pub server_cores: u8,
@@ -217,21 +236,21 @@ pub struct WireOptions {
     /// Measure udp over a cable of this rate too, such as 10gbit
     #[arg(long)]
     pub rate: Option<Rate>,
-    /// Share of gets: a 50 %, b 95 %, c 100 %; the rest are puts
+    /// Workload of YCSB: a 50 % get, b 95 %, c 100 %, and puts; d 95 %, and inserts; f 50 %, and gets with a put behind them
     #[arg(long, default_value = "b")]
     pub workload: Workload,
-    /// Law by which keys are chosen
-    #[arg(long, default_value = "zipf")]
-    pub distribution: Distribution,
+    /// Law by which keys are chosen [default: zipf, and latest with workload d]
+    #[arg(long)]
+    pub distribution: Option<Distribution>,
     /// Exponent of the Zipf law, 0 to 10
     #[arg(long, default_value = "0.99")]
     pub theta: Theta,
     /// Records stored before
     #[arg(long, default_value_t = 1_000_000, value_parser = clap::value_parser!(u32).range(1..=i64::from(RECORDS_MAX)))]
     pub records: u32,
-    /// Bytes per value: a number, or a range such as 64-256
+    /// Bytes per value: a number, a range such as 64-256, a weighted list such as 100:0.7,4096-8192:0.3, or etc (Facebook's)
     #[arg(long, default_value = "128")]
-    pub value_len: ValueLen,
+    pub value_len: ValueLaw,
     /// Operations of a batch, and at most of a request, 1 to 255
     #[arg(long, default_value_t = 110, value_parser = clap::value_parser!(u8).range(1..))]
     pub batch: u8,
@@ -307,7 +326,7 @@ impl WireOptions {
             distribution: self.distribution,
             theta: self.theta,
             records: self.records,
-            value_len: self.value_len,
+            value_len: self.value_len.clone(),
             duration: self.duration,
             warmup: WIRE_WARMUP.min(self.duration),
             batch: self.batch,
@@ -348,6 +367,12 @@ pub enum Distribution {
     Zipf,
     /// All alike.
     Uniform,
+    /// As YCSB draws its "zipfian": a rank out of 10^10 by a Zipf law, hashed.
+    Scrambled,
+    /// The newest records most, by a Zipf law.
+    Latest,
+    /// A part of the records gets a part of the operations.
+    Hotspot,
 }
 
 impl RunOptions {
@@ -391,11 +416,13 @@ impl RunOptions {
         Ok(Some(servers.context("--target takes `embedded`, `null`, servers, or a cluster map")?))
     }
 
-    /// The same options with a transport chosen, and the reason if it was chosen here.
+    /// The same options with a transport chosen, and the reason if it was chosen here; a trace is read.
     ///
     /// # Errors
-    /// What is wrong with the target.
+    /// What is wrong with the target, the trace, or with what was asked for together.
     pub fn settled(&self) -> anyhow::Result<(Self, Transport, Option<String>)> {
+        self.check_load()?;
+        let trace = self.trace.as_ref().map(TraceFile::loaded).transpose()?;
         let (transport, why) = match self.transport {
             Wanted::Is(transport) => (transport, None),
             Wanted::Auto => {
@@ -406,17 +433,93 @@ impl RunOptions {
                 (transport, Some(why))
             }
         };
-        Ok((Self { transport: Wanted::Is(transport), ..self.clone() }, transport, why))
+        Ok((Self { transport: Wanted::Is(transport), trace, ..self.clone() }, transport, why))
     }
 
     /// The law of the operations.
     #[must_use]
-    pub const fn law(&self) -> StreamLaw {
-        let keys = match self.distribution {
+    pub fn law(&self) -> StreamLaw {
+        let usual = if self.workload == Workload::D && self.read_share.is_none() {
+            Distribution::Latest
+        } else {
+            Distribution::Zipf
+        };
+        let keys = match self.distribution.unwrap_or(usual) {
             Distribution::Zipf => KeyDistribution::Zipf(self.theta),
             Distribution::Uniform => KeyDistribution::Uniform,
+            Distribution::Scrambled => KeyDistribution::Scrambled(self.theta),
+            Distribution::Latest => KeyDistribution::Latest(self.theta),
+            Distribution::Hotspot => KeyDistribution::Hotspot(Hotspot {
+                set: self.hotspot_set.unwrap_or(Hotspot::YCSB.set),
+                ops: self.hotspot_ops.unwrap_or(Hotspot::YCSB.ops),
+            }),
         };
-        StreamLaw { workload: self.workload, keys, records: self.records }
+        StreamLaw { workload: self.workload, read_share: self.read_share, keys, records: self.records }
+    }
+
+    /// The trace that is replayed, if it has been read.
+    #[must_use]
+    pub fn replayed(&self) -> Option<&Trace> {
+        self.trace.as_ref().and_then(TraceFile::trace)
+    }
+
+    /// How long the values are that are put.
+    #[must_use]
+    pub fn values(&self) -> ValueLaw {
+        self.replayed().map_or_else(|| self.value_len.clone(), |trace| trace.lens().into())
+    }
+
+    /// Whether records are inserted that were not stored before the run.
+    #[must_use]
+    pub const fn inserts(&self) -> bool {
+        matches!(self.workload, Workload::D) && self.read_share.is_none() && self.trace.is_none()
+    }
+
+    /// Records that a process inserts before it begins again with the first one inserted: 500,000 per second and server core,
+    /// but no more than [`INSERTS_MAX`], nor than a quarter of this machine's memory has room for.
+    #[must_use]
+    pub fn inserts_max(&self) -> u32 {
+        if !self.inserts() {
+            return 0;
+        }
+        let threads = u32::from(self.threads);
+        let seconds = self.warmup + self.duration;
+        let expected = INSERTS_PER_SEC * seconds * f64::from(self.server_cores.max(1));
+        let room = memory_bytes("MemTotal").unwrap_or(u64::MAX) / 4 / (2 * self.record_len() as u64);
+        // Conversions of floats saturate.
+        (expected as u32)
+            .min(u32::try_from(room).unwrap_or(u32::MAX))
+            .clamp(INSERTS_MIN * threads, INSERTS_MAX)
+    }
+
+    /// Checks that what was asked for goes together.
+    ///
+    /// # Errors
+    /// A sentence that names what does not.
+    fn check_load(&self) -> anyhow::Result<()> {
+        anyhow::ensure!(
+            self.read_share.is_none() || !matches!(self.workload, Workload::D | Workload::F),
+            "--read-share is of gets and puts, and workload {} does something else: leave one of them out",
+            self.workload
+        );
+        anyhow::ensure!(
+            self.distribution == Some(Distribution::Hotspot)
+                || (self.hotspot_set.is_none() && self.hotspot_ops.is_none()),
+            "--hotspot-set and --hotspot-ops say how hot a hotspot is: give --distribution hotspot with them"
+        );
+        anyhow::ensure!(
+            !(self.checks() && self.inserts()),
+            "--check knows the records that are stored before the run, and workload d inserts others: use --verify, or \
+             another workload"
+        );
+        anyhow::ensure!(
+            !(self.checks() && self.trace.is_some()),
+            "--check knows the records that are stored before the run, and a trace brings its own: use --verify"
+        );
+        if self.inserts() {
+            Inserts::numbers(self.records, 0, self.inserts_max(), self.threads.into())?;
+        }
+        Ok(())
     }
 
     /// Whether every operation is checked.
@@ -439,7 +542,11 @@ impl RunOptions {
         // Longer lists are told apart by their beginning, which is more than enough.
         let mut name = names.join(",").into_bytes();
         name.truncate(255);
-        TableShape { records: self.records, value_len: self.value_len, servers: key_hash(Key::new(&name)) }
+        TableShape {
+            records: self.records,
+            value_len: self.value_len.lens(),
+            servers: key_hash(Key::new(&name)),
+        }
     }
 
     /// The bad network in front of each client's port, if any. Sessions have different seeds: `number` is one's.
@@ -482,14 +589,22 @@ impl RunOptions {
     }
 
     /// Memory for an embedded server in bytes: twice what the records take with their overhead, since the cores' shares
-    /// are not quite equal, and something for each core to begin with.
+    /// are not quite equal, and something for each core to begin with. Records that are inserted count as if they were there
+    /// from the beginning; a trace has for each of its keys the longest value.
     #[must_use]
     pub fn memory_len(&self) -> usize {
         if let Some(memory) = self.memory {
             return memory.as_u64() as usize;
         }
-        let record_len = self.value_len.max() + 16 + 48;
-        2 * record_len * self.records as usize + usize::from(self.server_cores) * (64 << 20)
+        let records = self.records as usize + self.inserts_max() as usize;
+        let len =
+            self.replayed().map_or_else(|| self.record_len() * records, |trace| trace.memory_len() as usize);
+        2 * len + usize::from(self.server_cores) * (64 << 20)
+    }
+
+    /// Bytes that a record takes in a store, with its key.
+    fn record_len(&self) -> usize {
+        self.value_len.planned_len() + 16 + 48
     }
 
     /// Number of sessions.
@@ -519,7 +634,7 @@ impl RunOptions {
             batch: self.batch.into(),
             batches_in_flight: usize::from(self.window) * server_cores,
             pace,
-            value_len: self.value_len,
+            value_len: self.values(),
             verify: self.verifies(),
             sleeps: is_crowded,
             warmup,
@@ -582,6 +697,7 @@ impl RunOptions {
                 (self.checks(), "--check"),
                 (self.verify, "--verify"),
                 (self.checksum, "--checksum"),
+                (self.trace.is_some(), "--trace"),
                 (self.faults(0).is_some(), "--loss, --dup and --reorder"),
                 (self.transport != Wanted::Is(Transport::Udp), "--transport"),
             ];
@@ -607,11 +723,26 @@ impl RunOptions {
         Config {
             target: self.target.clone(),
             transport: self.transport.name().to_owned(),
-            workload: self.workload,
-            theta: law.keys.exponent(),
-            distribution: law.keys.name().to_owned(),
-            records: self.records,
-            value_len: self.value_len,
+            workload: match (&self.trace, self.read_share) {
+                (Some(_), _) => "trace".to_owned(),
+                (None, Some(_)) => "mix".to_owned(),
+                (None, None) => self.workload.to_string(),
+            },
+            read_share: if self.trace.is_some() { None } else { Some(1.0 - law.put_share()) },
+            theta: if self.trace.is_some() { 0.0 } else { law.keys.exponent() },
+            distribution: if self.trace.is_some() { "trace" } else { law.keys.name() }.to_owned(),
+            hotspot: match law.keys {
+                KeyDistribution::Hotspot(Hotspot { set, ops }) => Some([set.value(), ops.value()]),
+                _ => None,
+            },
+            hottest_key_share: match self.replayed() {
+                Some(trace) => trace.hottest_share(),
+                None => law.keys.hottest_share(self.records),
+            },
+            records: if self.trace.is_some() { 0 } else { self.records },
+            inserts_max: self.inserts().then(|| self.inserts_max()),
+            trace: self.replayed().map(Trace::config),
+            value_len: self.values(),
             server_cores,
             threads: self.threads.into(),
             sessions: self.clients(),

@@ -20,7 +20,7 @@ use crate::{
     latency::LatencyUs,
     series::Series,
     watch::{losses::Losses, nic::NicFacts, verdict::Verdict},
-    workload::{ValueLen, Workload},
+    workload::{TraceConfig, ValueLaw},
 };
 
 /// One measurement. The names are a contract: fields may be added, but none is renamed or given another unit.
@@ -48,6 +48,14 @@ pub struct Report {
     /// Gets per second that did not travel but were told the answer of an equal one, which is in no figure above; `None`
     /// when each travelled for itself. The other figures (hits, latencies, errors, what was checked) are of all gets.
     pub coalesced_per_sec: Option<f64>,
+    /// Records per second that were got and then put, each of which is a get and a put in the figures above; `None` without
+    /// such.
+    pub rmws_per_sec: Option<f64>,
+    /// From handing such a get to the session until the result of the put is handed out, in µs.
+    pub rmw_latency_us: Option<LatencyUs>,
+    /// Writes that changed nothing because their condition was not met, which are in the figures above; `None` when there are
+    /// no conditions.
+    pub conditions_unmet: Option<u64>,
     /// Share of the gets that found a value, 0 to 1.
     pub hit_ratio: f64,
     /// Operations in the measured time that travelled and were answered.
@@ -138,16 +146,26 @@ pub struct Config {
     pub target: String,
     /// `udp` or `tcp`; in a comparison the name of the port.
     pub transport: String,
-    /// `a`, `b` or `c`.
-    pub workload: Workload,
-    /// Exponent of the Zipf law; 0 for uniform keys.
+    /// `a`, `b`, `c`, `d` or `f`; `mix` when a share of gets was given, `trace` when one is replayed.
+    pub workload: String,
+    /// Share of gets among the operations; `None` for a trace.
+    pub read_share: Option<f64>,
+    /// Exponent of the Zipf law; 0 for laws without one.
     pub theta: f64,
-    /// `zipf` or `uniform`.
+    /// `zipf`, `uniform`, `scrambled`, `latest`, `hotspot` or `trace`.
     pub distribution: String,
+    /// Share of the records that are hot, and of the operations on them; `None` for other laws.
+    pub hotspot: Option<[f64; 2]>,
+    /// Share of the operations that the law gives to its hottest key, 0 to 1; with workload d, of the gets.
+    pub hottest_key_share: f64,
     /// Records stored before the run.
     pub records: u32,
-    /// Bytes per value: a number, or a range like `64-256`.
-    pub value_len: ValueLen,
+    /// Records that each process inserts before it begins again with the first one inserted; `None` without inserts.
+    pub inserts_max: Option<u32>,
+    /// What is replayed, if anything.
+    pub trace: Option<TraceConfig>,
+    /// Bytes per value: a number, a range like `64-256`, a list like `100:0.7,4096-8192:0.3`, or `etc`.
+    pub value_len: ValueLaw,
     /// Server workers, one per core.
     pub server_cores: usize,
     /// Client threads, one per core.
@@ -332,12 +350,14 @@ const fn compared(name: &'static str, unit: &'static str, decimals: usize, of: S
 }
 
 /// The lines of a table, in their order.
-const FIGURES: [Figure; 35] = [
+const FIGURES: [Figure; 37] = [
     compared("throughput", "Mop/s", 2, |report| Some(report.ops_per_sec / 1e6)),
     figure("  offered", "Mop/s", 2, |report| Some(report.offered_ops_per_sec? / 1e6)),
     compared("  gets", "Mop/s", 2, |report| Some(report.gets_per_sec / 1e6)),
     compared("  puts", "Mop/s", 2, |report| Some(report.puts_per_sec / 1e6)),
     compared("coalesced gets, not in these", "Mop/s", 2, |report| Some(report.coalesced_per_sec? / 1e6)),
+    compared("gets with a put behind", "M/s", 2, |report| Some(report.rmws_per_sec? / 1e6)),
+    figure("conditions not met", "", 0, |report| Some(report.conditions_unmet? as f64)),
     figure("hit ratio", "%", 2, |report| Some(report.hit_ratio * 100.0)),
     compared("latency p50", "µs", 1, |report| Some(report.latency_us.p50)),
     compared("  p90", "µs", 1, |report| Some(report.latency_us.p90)),
@@ -453,6 +473,9 @@ pub(crate) mod tests {
             gets_per_sec: 39_172_839.0,
             puts_per_sec: 2_061_728.0,
             coalesced_per_sec: None,
+            rmws_per_sec: None,
+            rmw_latency_us: None,
+            conditions_unmet: None,
             hit_ratio: 1.0,
             ops: 329_876_543,
             duration_s: 8.0,
@@ -500,11 +523,16 @@ pub(crate) mod tests {
             config: Config {
                 target: "embedded".to_owned(),
                 transport: "udp".to_owned(),
-                workload: Workload::B,
+                workload: "b".to_owned(),
+                read_share: Some(0.95),
                 theta: 0.99,
                 distribution: "zipf".to_owned(),
+                hotspot: None,
+                hottest_key_share: 0.065,
                 records: 1_000_000,
-                value_len: ValueLen::new(128, 128).unwrap(),
+                inserts_max: None,
+                trace: None,
+                value_len: "128".parse().unwrap(),
                 server_cores: 1,
                 threads: 1,
                 sessions: 1,
@@ -575,7 +603,8 @@ pub(crate) mod tests {
             assert_eq!(keys(&value[name]), ["max", "p50", "p90", "p99", "p999", "p9999"]);
         }
         let mut config: Vec<_> =
-            "target transport workload theta distribution records value_len server_cores threads sessions arrivals stall_ms \
+            "target transport workload read_share theta distribution hotspot hottest_key_share records inserts_max trace \
+             value_len server_cores threads sessions arrivals stall_ms \
              duration_s warmup_s order coalesce verify check loss dup reorder batch window seed checksum idle"
                 .split_whitespace()
                 .collect();

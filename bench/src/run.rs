@@ -48,7 +48,7 @@ use crate::{
         nic::{NicFacts, interface_towards},
         verdict::{RunFacts, Verdict, verdicts},
     },
-    workload::{STREAM_LEN, STREAMS_MAX, Stream, draw_streams},
+    workload::{Inserts, STREAM_LEN, STREAMS_MAX, Stream, Workload, draw_streams},
 };
 
 /// Why rings are not measured on one host.
@@ -81,10 +81,10 @@ pub(crate) fn run_with(
         eprintln!("linerate-bench: warning: makes the mistake `{}` on purpose", mutant.name());
         linerate_proto::mutants::activate(Some(mutant));
     }
+    let (options, transport, why) = &options.settled()?;
     if options.target == "null" {
         return null(options, stop);
     }
-    let (options, transport, why) = &options.settled()?;
     if let Some(why) = why {
         eprintln!("linerate-bench: chose {transport}: {why}");
     }
@@ -217,7 +217,7 @@ pub(crate) fn run_over<P: Port, Q: Port>(
         impl Fn(&[SocketAddr], SessionConfig, u64) -> Result<Session<P>, ConnectError> + Sync,
         impl Fn(&[SocketAddr], SessionConfig) -> Result<Session<Q>, ConnectError> + Sync,
     >,
-    streams: Vec<Stream>,
+    mut streams: Vec<Stream>,
     probe: &mut dyn FnMut() -> anyhow::Result<()>,
     mut together: Option<&mut Together<'_>>,
 ) -> anyhow::Result<Report> {
@@ -239,6 +239,9 @@ pub(crate) fn run_over<P: Port, Q: Port>(
         (together.stored)()?;
     }
     let process = together.as_ref().map_or(0, |together| together.process);
+    if options.inserts() {
+        Inserts::begin(options.records, process, options.inserts_max(), &mut streams)?;
+    }
     let checker = if options.checks() { Some(start_check(options, &servers, process, &look)?) } else { None };
     let checker = checker.as_ref();
     if stores {
@@ -755,7 +758,7 @@ fn start_check(
         None if process > 0 => VersionTable::private(shape, 0, &look()?)?,
         None => VersionTable::private(shape, rand::random(), &look()?)?,
     };
-    Ok(Checker::new(table, options.clients(), options.value_len).counting_from(process))
+    Ok(Checker::new(table, options.clients(), options.value_len.lens()).counting_from(process))
 }
 
 /// What a fresh session is told by the servers about their data.
@@ -808,12 +811,16 @@ fn store_records<P: Port>(
     checker: Option<&Checker>,
     connect: impl Fn() -> Result<Session<P>, ConnectError> + Sync,
 ) -> anyhow::Result<()> {
+    if options.trace.is_some() {
+        // A trace brings its own records, to a store that has none yet.
+        return Ok(());
+    }
     let bar = progress_bar(options.records.into(), "storing records");
     let stored = thread::scope(|scope| {
         let storing = scope.spawn(|| {
             pin_to_core(cpu)?;
             let progress = |done| bar.set_position(done);
-            preload(&mut connect()?, options.records, options.value_len, checker, stop, progress)?;
+            preload(&mut connect()?, options.records, &options.value_len, checker, stop, progress)?;
             anyhow::Ok(())
         });
         storing.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))
@@ -826,6 +833,9 @@ fn store_records<P: Port>(
 /// Draws what the sessions will do. Beyond [`STREAMS_MAX`] they share streams, so that memory is bounded.
 pub(crate) fn draw(options: &RunOptions) -> anyhow::Result<Vec<Stream>> {
     let clients = options.clients();
+    if let Some(trace) = options.replayed() {
+        return trace.streams(clients);
+    }
     let count = clients.min(STREAMS_MAX);
     let bar = progress_bar((count * STREAM_LEN) as u64, "drawing operations");
     let streams =
@@ -866,6 +876,7 @@ pub(crate) fn summarise(
     let cpu_s = total.cpu.as_secs_f64();
     let is_open = options.rate.is_some();
     let batch_latency = if is_open { &total.latency } else { &total.batch_latency };
+    let has_rmws = kind == Kind::Run && options.workload == Workload::F && options.trace.is_none();
     Report {
         kind,
         partial: false,
@@ -877,6 +888,9 @@ pub(crate) fn summarise(
         gets_per_sec: gets as f64 / elapsed,
         puts_per_sec: puts as f64 / elapsed,
         coalesced_per_sec: options.coalesce.then(|| coalesced as f64 / elapsed),
+        rmws_per_sec: has_rmws.then(|| total.rmws as f64 / elapsed),
+        rmw_latency_us: has_rmws.then(|| total.rmw_latency.summary()),
+        conditions_unmet: options.trace.is_some().then_some(total.conditions_unmet),
         hit_ratio: total.hits as f64 / (gets + coalesced).max(1) as f64,
         ops: gets + puts,
         duration_s: elapsed,

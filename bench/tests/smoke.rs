@@ -60,6 +60,156 @@ fn runs_report_the_contract_and_are_correct() {
     }
 }
 
+/// The operations of four batches of 20 in flight for each of up to six threads and cores, as a share of those that have
+/// ended: so much do the shares of a short run depend on where it was cut off.
+fn in_flight_share(report: &Value) -> f64 {
+    480.0 / report["ops"].as_f64().unwrap()
+}
+
+/// Goal: inserted records are read, the newest most, by all threads, and every get hits. Method: workload d with one thread
+/// and with three, by its own law and by another, values checked.
+#[test]
+fn workload_d_reads_what_it_inserts() {
+    for options in ["--transport tcp --order key", "--threads 3 --server-cores 2", "--distribution hotspot"] {
+        let report = json(&format!(
+            "run --workload d --records 2000 --duration 0.5 --warmup 0.1 --window 4 --batch 20 --verify {options} --json -"
+        ));
+        let number = |name: &str| report[name].as_f64().unwrap_or_else(|| panic!("{name}: {}", report[name]));
+        let share = number("puts_per_sec") / number("ops_per_sec");
+        assert!(
+            number("ops") > 0.0 && (share - 0.05).abs() < 0.02 + in_flight_share(&report),
+            "{options}: {share}"
+        );
+        assert_eq!(number("hit_ratio"), 1.0, "{options}");
+        for zero in ["wrong_values", "errors", "outcome_unknown"] {
+            assert_eq!(number(zero), 0.0, "{options}: {zero}");
+        }
+        let law = if options.contains("hotspot") { "hotspot" } else { "latest" };
+        assert_eq!(report["config"]["distribution"], law);
+        assert!(report["config"]["inserts_max"].as_u64().unwrap() >= 8_192);
+    }
+}
+
+/// Goal: read-modify-writes are a get and a put each, also where every operation is checked. Method: workload f plain,
+/// checked, in strict order, and with loss: half of the gets have a put behind them.
+#[test]
+fn workload_f_puts_what_it_has_got() {
+    for options in
+        ["--verify --threads 2", "--check --order strict", "--check --order key --coalesce --loss 0.01"]
+    {
+        let report = json(&format!(
+            "run --workload f --records 2000 --duration 0.5 --warmup 0.1 --window 4 --batch 20 {options} --json -"
+        ));
+        let number = |name: &str| report[name].as_f64().unwrap_or_else(|| panic!("{name}: {}", report[name]));
+        let coalesced = report["coalesced_per_sec"].as_f64().unwrap_or(0.0);
+        let share = number("puts_per_sec") / (number("gets_per_sec") + coalesced);
+        assert!(
+            (share - 0.5).abs() < 0.05 + 4.0 * in_flight_share(&report),
+            "{options}: {share} puts per get"
+        );
+        let (puts, rmws) = (number("puts_per_sec"), number("rmws_per_sec"));
+        assert!((puts / rmws - 1.0).abs() < 0.05, "{options}: {puts} puts, {rmws} of both");
+        let us = |name: &str, quantile: &str| report[name][quantile].as_f64().unwrap();
+        assert!(us("rmw_latency_us", "p50") > us("latency_us", "p50"), "{options}: {report}");
+        for zero in ["wrong_values", "errors", "outcome_unknown"] {
+            assert_eq!(number(zero), 0.0, "{options}: {zero}");
+        }
+        assert_eq!(number("hit_ratio"), 1.0);
+        if options.contains("--check") {
+            assert_eq!(report["check"]["violations"], 0, "{options}: {}", report["check"]);
+        }
+    }
+}
+
+/// Goal: laws of keys and values do what their names say in a run, and the report names them. Method: short runs, and what
+/// is known of each.
+#[test]
+fn laws_of_keys_and_values_are_reported() {
+    for (options, name, hottest) in [
+        ("--distribution scrambled --records 100000", "scrambled", 0.0378),
+        (
+            "--distribution latest --read-share 0.7 --records 1000 --value-len 100:0.7,1000-1200:0.3",
+            "latest",
+            0.1294,
+        ),
+        ("--distribution hotspot --hotspot-set 0.1 --hotspot-ops 0.5 --records 1000", "hotspot", 0.005),
+        ("--distribution uniform --records 1000 --value-len etc", "uniform", 0.001),
+    ] {
+        let report = json(&format!(
+            "run {options} --duration 0.5 --warmup 0.1 --verify --window 4 --batch 20 --json -"
+        ));
+        let config = &report["config"];
+        assert_eq!(config["distribution"], name);
+        let share = config["hottest_key_share"].as_f64().unwrap();
+        assert!((share / hottest - 1.0).abs() < 0.02, "{options}: {share}");
+        assert_eq!((&report["wrong_values"], &report["hit_ratio"]), (&0.into(), &1.0.into()), "{options}");
+        assert_eq!((&report["errors"], &config["trace"]), (&0.into(), &Value::Null));
+        if options.contains("--read-share") {
+            let share = report["gets_per_sec"].as_f64().unwrap() / report["ops_per_sec"].as_f64().unwrap();
+            assert!((share - 0.7).abs() < 0.05 + in_flight_share(&report), "{share}");
+            assert_eq!((&config["workload"], config["read_share"].as_f64()), (&"mix".into(), Some(0.7)));
+            assert_eq!(config["value_len"], "100:0.7,1000-1200:0.3");
+        }
+    }
+}
+
+/// Goal: a trace is replayed over a cold store, with every operation it has. Method: the sample trace with one thread and with
+/// three: what is not there misses, conditions fail, nothing else does, and the report names rows, keys and mix.
+#[test]
+fn traces_are_replayed() {
+    const TRACE: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/data/cache-trace.csv");
+    for options in ["--order key", "--threads 3 --server-cores 2", "--transport tcp"] {
+        let report = json(&format!(
+            "run --trace {TRACE} --duration 0.5 --warmup 0.1 --window 4 --batch 20 --verify {options} --json -"
+        ));
+        let config = &report["config"];
+        assert_eq!((&config["workload"], &config["distribution"]), (&"trace".into(), &"trace".into()));
+        assert_eq!((&config["records"], &config["trace"]["rows"]), (&0.into(), &180.into()));
+        assert_eq!(config["trace"]["mix"]["get"].as_f64(), Some(80.0 / 180.0));
+        for zero in ["wrong_values", "errors", "outcome_unknown"] {
+            assert_eq!(report[zero], 0, "{options}: {report}");
+        }
+        let hit_ratio = report["hit_ratio"].as_f64().unwrap();
+        assert!(0.1 < hit_ratio && hit_ratio < 1.0, "{options}: {hit_ratio}");
+        assert!(report["conditions_unmet"].as_u64().unwrap() > 0);
+        let gets = report["gets_per_sec"].as_f64().unwrap() / report["ops_per_sec"].as_f64().unwrap();
+        assert!((gets - 89.0 / 180.0).abs() < 0.1 + in_flight_share(&report), "{options}: {gets}");
+    }
+}
+
+/// Goal: loads that can not be are refused in one sentence, before anything is started. Method: each of them.
+#[test]
+fn impossible_loads_are_refused() {
+    let folder = std::env::temp_dir().join(format!("linerate-bench-trace-{}", std::process::id()));
+    std::fs::create_dir_all(&folder).unwrap();
+    let broken = folder.join("broken.csv");
+    std::fs::write(&broken, "1,key,3,10,0,get,0\n1,key,3,ten,0,get,0\n").unwrap();
+    let broken = broken.to_str().unwrap();
+    for (options, reason) in [
+        (
+            "--workload e",
+            "workload e scans ranges of keys, which have no order here: give one of a, b, c, d, f",
+        ),
+        ("--workload d --check", "--check knows the records that are stored before the run"),
+        ("--read-share 0.5 --workload f", "--read-share"),
+        ("--read-share 1.5", "it is a number from 0 to 1"),
+        ("--hotspot-set 0.5", "give --distribution hotspot with them"),
+        ("--workload d --records 2147483647", "--records may be up to"),
+        ("--value-len 100:1,200", "lacks its weight"),
+        (&format!("--trace {broken}"), "broken.csv: line 2: the value size \"ten\" is no whole number"),
+        (&format!("--trace {broken} --check"), "a trace brings its own"),
+        (&format!("--trace {broken} --workload b"), "cannot be used with"),
+        ("--trace /nowhere.csv", "cannot read the trace \"/nowhere.csv\""),
+    ] {
+        let output = bench(&format!("run --duration 0.1 {options}"));
+        let error = String::from_utf8(output.stderr).unwrap();
+        assert_eq!(output.status.code(), Some(2), "{options}: {error}");
+        assert!(error.contains(reason), "{options}: {error}");
+        assert!(output.stdout.is_empty());
+    }
+    std::fs::remove_dir_all(&folder).unwrap();
+}
+
 /// Goal: every operation is checked, on good networks and bad ones, the writes add up, and the JSON says so. Method:
 /// short runs on each transport, with faults, with many threads, and with values too short for the black box.
 #[test]

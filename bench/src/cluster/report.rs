@@ -17,6 +17,7 @@ use super::{
 use crate::{
     line_rate::{ModelInput, Prediction, predict},
     output::{Environment, number, plain_table, shown},
+    workload::{KeyDistribution, ValueLaw},
 };
 
 /// What was measured: one run, or a series of them.
@@ -306,11 +307,17 @@ fn model(spec: &Spec, map: &ClusterSpec, nodes: &[NodeReport]) -> Option<Predict
         (frames_per_sec > 0.0).then_some(node.cpu_pct * 1e7 / frames_per_sec)
     };
     let measured: Vec<f64> = nodes.iter().filter_map(ns_per_datagram).collect();
+    // The model knows only these laws.
+    let ValueLaw::Even(value_len) = spec.run.value_len else { return None };
+    let law = spec.run.law();
+    if !matches!(law.keys, KeyDistribution::Zipf(_) | KeyDistribution::Uniform) {
+        return None;
+    }
     let input = ModelInput {
         cluster: map.clone(),
         clients: u16::try_from(spec.clients.count).ok()?,
-        law: spec.run.law(),
-        value_len: spec.run.value_len,
+        law,
+        value_len,
         batch: spec.run.batch,
         line_rate: spec.network.line_rate,
         mtu: spec.network.mtu,

@@ -886,7 +886,7 @@ pub(crate) mod tests {
             (
                 "[load]\nworkload = \"z\"\n",
                 "",
-                "x.toml: load.workload: \"z\" is not allowed: invalid value 'z' for '--workload <WORKLOAD>': give one of a, b, c",
+                "x.toml: load.workload: \"z\" is not allowed: give one of a, b, c, d, f",
             ),
             ("[load]\ncheck = 1\n", "", "x.toml: load.check: 1 is not allowed, give true or false"),
             (

@@ -19,12 +19,12 @@ use linerate_server::stats::thread_cpu_ns;
 use self::{
     pusher::Pusher,
     schedule::{Pace, Schedule},
-    tally::{Batch, Place, Tag, Tally},
+    tally::{Batch, Place, Rmws, Run, Tag, Tally},
 };
 use crate::{
     check::{Checker, ThreadCheck},
     latency::LatencyHistogram,
-    workload::{Draw, Stream, ValueLen},
+    workload::{Draw, Stream, ValueLaw},
 };
 
 /// Longest sleep of a thread that sleeps: an operation may wait so long for others to travel with.
@@ -50,7 +50,7 @@ pub struct LoadPlan {
     /// When operations are begun; `None` for a closed loop, in which a batch is begun as soon as one has ended.
     pub pace: Option<Pace>,
     /// Lengths of the values put.
-    pub value_len: ValueLen,
+    pub value_len: ValueLaw,
     /// Whether each value got must be one that was put at its key.
     pub verify: bool,
     /// Whether to sleep while nothing arrives: threads that share a CPU must let each other, and the server, have it.
@@ -74,8 +74,14 @@ pub struct LoadReport {
     pub gets: u64,
     /// Of these, with a value.
     pub hits: u64,
-    /// Puts answered.
+    /// Puts answered, and whatever else writes.
     pub puts: u64,
+    /// Of these, such that changed nothing because their condition was not met.
+    pub conditions_unmet: u64,
+    /// Records that were got and then put, which are a get and a put each.
+    pub rmws: u64,
+    /// Time from the start of such a get's batch, or from when it was due, to the answer to the put.
+    pub rmw_latency: LatencyHistogram,
     /// Operations that were not executed.
     pub errors: u64,
     /// Puts whose outcome is unknown.
@@ -112,6 +118,9 @@ impl LoadReport {
         self.gets += other.gets;
         self.hits += other.hits;
         self.puts += other.puts;
+        self.conditions_unmet += other.conditions_unmet;
+        self.rmws += other.rmws;
+        self.rmw_latency.merge(&other.rmw_latency);
         self.errors += other.errors;
         self.outcome_unknown += other.outcome_unknown;
         self.unsent += other.unsent;
@@ -188,10 +197,12 @@ impl<'a, P: Port> Lane<'a, P> {
             check: checker.map(|checker| ThreadCheck::new(checker, usize::from(plan.client) - 1, places)),
             batches: vec![Batch::default(); in_flight],
             free: (0..in_flight as u32).rev().collect(),
-            run: (0, 0),
+            run: Run::default(),
+            rmws: Rmws::new(places),
+            inserts: stream.insert_lane(),
             is_open: plan.pace.is_some(),
             clock_read: None,
-            value_len: plan.value_len,
+            value_len: plan.value_len.lens(),
             verify: plan.verify,
         };
         let (never, pusher) = (Instant::FAR_FUTURE, Pusher::new(&plan, batch));
@@ -340,6 +351,7 @@ impl<'a, P: Port> Lane<'a, P> {
         }
         let LoadReport { errors, outcome_unknown, unsent, wrong_values, latency, batch_latency, .. } = report;
         let late = LoadReport {
+            rmw_latency: report.rmw_latency,
             errors,
             outcome_unknown,
             unsent,
@@ -392,7 +404,7 @@ pub fn run_load<P: Port>(
 pub fn preload<P: Port>(
     session: &mut Session<P>,
     records: u32,
-    value_len: ValueLen,
+    value_len: &ValueLaw,
     checker: Option<&Checker>,
     stop: &AtomicBool,
     progress: impl Fn(u64),
@@ -409,7 +421,7 @@ pub fn preload<P: Port>(
     };
     for record in 0..records {
         let draw = Draw::put(record);
-        while pusher.push(session.now(), session, &draw, Place { batch: 0, position: 0 }, None)
+        while pusher.push(session.now(), session, &draw, draw.key(), Place { batch: 0, position: 0 }, None)
             == Err(PushError::Full)
         {
             session.poll(session.now(), &mut sink)?;

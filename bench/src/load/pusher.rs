@@ -2,7 +2,7 @@
 
 use std::io;
 
-use linerate_client::{Instant, Operation, PushError, Session};
+use linerate_client::{Condition, Instant, Key, Operation, PushError, Session, Terms};
 use linerate_dataplane::Port;
 
 use super::{
@@ -13,7 +13,7 @@ use super::{
 use crate::{
     check::{LaneNumber, ThreadCheck},
     value::{fill, writer},
-    workload::{Draw, Stream, ValueLen},
+    workload::{Draw, Kind, Stream, ValueLaw},
 };
 
 /// Operations between looking up where a record's version lies and reading it: pushing one takes some 10 ns, memory
@@ -23,7 +23,7 @@ const LOOK_AHEAD: usize = 16;
 /// Turns draws into operations.
 pub(super) struct Pusher {
     batch: usize,
-    value_len: ValueLen,
+    value_len: ValueLaw,
     process: u16,
     client: u16,
     sequence: u64,
@@ -36,20 +36,20 @@ pub(super) struct Pusher {
 
 impl Pusher {
     pub(super) fn new(plan: &LoadPlan, batch: usize) -> Self {
-        Self::of(plan.process, plan.client, batch, plan.value_len)
+        Self::of(plan.process, plan.client, batch, &plan.value_len)
     }
 
     /// One that writes values in the name of a client of a process.
-    pub(super) fn of(process: u16, client: u16, batch: usize, value_len: ValueLen) -> Self {
+    pub(super) fn of(process: u16, client: u16, batch: usize, value_len: &ValueLaw) -> Self {
         Self {
             batch,
-            value_len,
+            value_len: value_len.clone(),
             process,
             client,
             sequence: 0,
             current: None,
             waiting: None,
-            value: vec![0; value_len.max()].into(),
+            value: vec![0; value_len.lens().max()].into(),
         }
     }
 
@@ -65,6 +65,12 @@ impl Pusher {
         mut schedule: Option<&mut Schedule>,
     ) -> io::Result<bool> {
         let mut has_pushed = false;
+        if let Some(inserts) = &mut tally.inserts {
+            inserts.look();
+        }
+        if !self.push_updates(now, session, tally)? {
+            return Ok(has_pushed);
+        }
         loop {
             let (index, mut left) = match self.current.take() {
                 Some(current) => current,
@@ -86,11 +92,26 @@ impl Pusher {
                 if let (Some(check), Some(draw)) = (&tally.check, stream.ahead(LOOK_AHEAD)) {
                     check.expect(draw.record());
                 }
+                let resolved = match &tally.inserts {
+                    Some(inserts) if draw.kind().is_relative() => inserts.resolve(&draw),
+                    _ => Some(draw),
+                };
+                let Some(resolved) = resolved else {
+                    self.waiting = Some(draw);
+                    self.current = Some((index, left));
+                    return Ok(has_pushed);
+                };
                 let place = Place::of(index, self.batch - left, tally.is_open);
-                match self.push(now, session, &draw, place, tally.check.as_mut()) {
+                let key = stream.key(&resolved);
+                match self.push(now, session, &resolved, key, place, tally.check.as_mut()) {
                     Ok(()) => {
                         left -= 1;
                         has_pushed = true;
+                        if let Some(inserts) = &mut tally.inserts
+                            && resolved.kind() == Kind::Insert
+                        {
+                            inserts.pushed();
+                        }
                     }
                     Err(PushError::Full) => {
                         self.waiting = Some(draw);
@@ -103,12 +124,35 @@ impl Pusher {
         }
     }
 
+    /// Pushes the puts of those who have read what they write; returns whether none is left.
+    #[inline]
+    fn push_updates<P: Port>(
+        &mut self,
+        now: Instant,
+        session: &mut Session<P>,
+        tally: &mut Tally<'_>,
+    ) -> io::Result<bool> {
+        while let Some(&(place, record)) = tally.rmws.waiting.front() {
+            let draw = Draw::new(record, Kind::Update);
+            match self.push(now, session, &draw, draw.key(), place, tally.check.as_mut()) {
+                Ok(()) => {
+                    tally.rmws.put_begun[place.index()] = now;
+                    tally.rmws.waiting.pop_front();
+                }
+                Err(PushError::Full) => return Ok(false),
+                Err(error) => return Err(io::Error::other(error)),
+            }
+        }
+        Ok(true)
+    }
+
     #[inline]
     pub(super) fn push<P: Port>(
         &mut self,
         now: Instant,
         session: &mut Session<P>,
         draw: &Draw,
+        key: Key<'_>,
         place: Place,
         check: Option<&mut ThreadCheck<'_>>,
     ) -> Result<(), PushError> {
@@ -117,9 +161,9 @@ impl Pusher {
         let (lo, lane) = check.as_ref().map_or((0, LaneNumber::NONE), |check| check.before_push(record));
         let tag = Tag::new(place, draw, lane).0;
         let written = if draw.is_put() {
-            Some(self.push_put(now, session, draw, tag)?)
+            Some(self.push_write(now, session, draw, key, tag)?)
         } else {
-            session.push(now, Operation::get(draw.key()), tag)?;
+            session.push(now, Operation::get(key), tag)?;
             None
         };
         if let Some(check) = check {
@@ -130,19 +174,53 @@ impl Pusher {
 
     /// Returns who wrote the value.
     #[inline]
-    fn push_put<P: Port>(
+    fn push_write<P: Port>(
         &mut self,
         now: Instant,
         session: &mut Session<P>,
         draw: &Draw,
+        key: Key<'_>,
         tag: u64,
     ) -> Result<u64, PushError> {
+        if draw.is_traced() {
+            return self.push_traced(now, session, draw, key, tag);
+        }
         // Lengths need not be random, only mixed: a multiplication spreads the sequence over the range.
         let random = (self.sequence.wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 32) as u32;
         let value = &mut self.value[..self.value_len.pick(random)];
         let writer = writer(self.process, self.client, self.sequence);
         fill(value, draw.record(), writer);
-        session.push(now, Operation::put(draw.key(), value), tag)?;
+        session.push(now, Operation::put(key, value), tag)?;
+        self.sequence += 1;
+        Ok(writer)
+    }
+
+    /// A write as a trace has it.
+    fn push_traced<P: Port>(
+        &mut self,
+        now: Instant,
+        session: &mut Session<P>,
+        draw: &Draw,
+        key: Key<'_>,
+        tag: u64,
+    ) -> Result<u64, PushError> {
+        let writer = writer(self.process, self.client, self.sequence);
+        let condition = match draw.kind() {
+            Kind::PutIfAbsent => Condition::Absent,
+            Kind::PutIfPresent => Condition::Present,
+            _ => Condition::Always,
+        };
+        let operation = match draw.kind() {
+            Kind::Delete => Operation::delete(key),
+            Kind::Increment => Operation::add(key, 1, draw.ttl_ms()),
+            Kind::Decrement => Operation::add(key, (-1_i64).cast_unsigned(), draw.ttl_ms()),
+            _ => {
+                let value = &mut self.value[..draw.value_len()];
+                fill(value, draw.record(), writer);
+                Operation::put_on(key, value, Terms::only_if(condition).for_ms(draw.ttl_ms()))
+            }
+        };
+        session.push(now, operation, tag)?;
         self.sequence += 1;
         Ok(writer)
     }

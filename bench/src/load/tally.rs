@@ -1,12 +1,14 @@
 //! What the ends of operations change: counts, latencies, and which batches are free again.
 
-use linerate_client::{Ended, Instant, Outcome};
+use std::collections::VecDeque;
+
+use linerate_client::{Ended, Instant, Outcome, Reason};
 
 use super::LoadReport;
 use crate::{
     check::{Answered, LaneNumber, ThreadCheck},
     value::{check, touch},
-    workload::{Draw, RECORDS_MAX, ValueLen},
+    workload::{Draw, InsertLane, Kind, RECORDS_MAX, ValueLen},
 };
 
 /// Ends that a reading of the clock serves in an open loop: less than a microsecond's.
@@ -27,9 +29,11 @@ pub(super) struct Tally<'a> {
     pub(super) batches: Vec<Batch>,
     /// Batches that may be begun.
     pub(super) free: Vec<u32>,
-    /// Outcomes of one batch that came one after the other: batch and count. Clock and histogram are used once for all
-    /// of them.
-    pub(super) run: (u32, u32),
+    /// Outcomes of one batch that came one after the other. Clock and histogram are used once for all of them.
+    pub(super) run: Run,
+    pub(super) rmws: Rmws,
+    /// What this thread inserts, if it does.
+    pub(super) inserts: Option<InsertLane>,
     /// Whether operations are due for themselves, each a batch of one.
     pub(super) is_open: bool,
     /// When the clock was last read for an end, and how many ends ago.
@@ -42,53 +46,71 @@ impl Tally<'_> {
     #[inline]
     pub(super) fn take(&mut self, ended: Ended<'_>, clock: impl Fn() -> Instant) {
         let tag = Tag(ended.tag);
+        let kind = tag.kind();
         let report = &mut self.report;
         let mut is_wrong = false;
         match ended.outcome {
+            // An addition tells the number that was there.
+            Outcome::Value(_) if kind.is_write() => report.puts += 1,
             Outcome::Value(value) => {
                 report.gets += 1;
                 report.hits += 1;
-                if self.verify {
+                if self.verify && kind != Kind::GetNumber {
                     is_wrong = !check(value, tag.record(), self.value_len);
                     report.wrong_values += u64::from(is_wrong);
                 } else {
                     report.touched ^= touch(value);
                 }
             }
+            Outcome::NotFound if kind.is_write() => {
+                report.puts += 1;
+                report.conditions_unmet += u64::from(kind == Kind::PutIfPresent);
+            }
             Outcome::NotFound => report.gets += 1,
             Outcome::Done => report.puts += 1,
+            Outcome::NotExecuted(reason) if is_condition(kind, reason) => {
+                report.puts += 1;
+                report.conditions_unmet += 1;
+            }
             Outcome::NotExecuted(_) => report.errors += 1,
             Outcome::OutcomeUnknown => report.outcome_unknown += 1,
         }
         if let Some(check) = &mut self.check {
             check.ended(tag.answered(is_wrong), &ended);
         }
-        let batch = if self.is_open { tag.place() } else { tag.batch() };
-        if batch == self.run.0 {
-            self.run.1 += 1;
-        } else {
-            self.end_run(clock);
-            self.run = (batch, 1);
+        let mut goes_on = false;
+        if kind.has_sequel() {
+            match kind {
+                Kind::Rmw => {
+                    goes_on = matches!(ended.outcome, Outcome::Value(_) | Outcome::NotFound);
+                    if goes_on {
+                        self.rmws.waiting.push_back((tag.place(), tag.record()));
+                    }
+                }
+                Kind::Update => {
+                    self.rmws.ended.push((tag.place(), ended.outcome == Outcome::Done));
+                    return;
+                }
+                _ => {
+                    if let Some(inserts) = &mut self.inserts {
+                        inserts.ended(tag.record());
+                    }
+                }
+            }
         }
+        let batch = self.batch_of(tag.place());
+        if batch != self.run.batch {
+            self.end_run(clock);
+            self.run.batch = batch;
+        }
+        self.run.count += 1;
+        self.run.going_on += u32::from(goes_on);
     }
 
-    fn end_run(&mut self, clock: impl Fn() -> Instant) {
-        let (index, count) = self.run;
-        self.run.1 = 0;
-        if count == 0 {
-            return;
-        }
-        let now = self.now(clock);
-        let batch = &mut self.batches[index as usize];
-        let latency_ns = now.since(batch.begun).as_nanos() as u64;
-        self.report.latency.record_n(latency_ns, count.into());
-        batch.left -= count;
-        if batch.left == 0 {
-            if !self.is_open {
-                self.report.batch_latency.record(latency_ns);
-            }
-            self.free.push(index);
-        }
+    /// The batch that has this place.
+    #[inline]
+    const fn batch_of(&self, place: Place) -> u32 {
+        if self.is_open { place.index() as u32 } else { place.batch as u32 }
     }
 
     /// The time of an end. In an open loop, where each operation ends for itself, reading the clock would cost as much as
@@ -110,12 +132,86 @@ impl Tally<'_> {
         self.end_run(clock);
         self.clock_read = None;
     }
+
+    fn end_run(&mut self, clock: impl Fn() -> Instant) {
+        let Run { batch, count, going_on } = self.run;
+        if count == 0 && self.rmws.ended.is_empty() {
+            return;
+        }
+        self.run = Run { batch, count: 0, going_on: 0 };
+        let now = self.now(clock);
+        if count > 0 {
+            let latency_ns = now.since(self.batches[batch as usize].begun).as_nanos() as u64;
+            self.report.latency.record_n(latency_ns, count.into());
+            self.end_in_batch(batch, count - going_on, latency_ns);
+        }
+        while let Some((place, is_done)) = self.rmws.ended.pop() {
+            let (batch, put_begun) = (self.batch_of(place), self.rmws.put_begun[place.index()]);
+            self.report.latency.record(now.since(put_begun).as_nanos() as u64);
+            let latency_ns = now.since(self.batches[batch as usize].begun).as_nanos() as u64;
+            if is_done {
+                self.report.rmws += 1;
+                self.report.rmw_latency.record(latency_ns);
+            }
+            self.end_in_batch(batch, 1, latency_ns);
+        }
+    }
+
+    fn end_in_batch(&mut self, index: u32, count: u32, latency_ns: u64) {
+        let batch = &mut self.batches[index as usize];
+        batch.left -= count;
+        if count > 0 && batch.left == 0 {
+            if !self.is_open {
+                self.report.batch_latency.record(latency_ns);
+            }
+            self.free.push(index);
+        }
+    }
+}
+
+/// Whether the answer says no more than that what the operation asked for was not so.
+fn is_condition(kind: Kind, reason: Reason) -> bool {
+    match kind {
+        Kind::PutIfAbsent | Kind::PutIfPresent => matches!(reason, Reason::Exists | Reason::Changed),
+        Kind::Increment | Kind::Decrement => reason == Reason::NotANumber,
+        _ => false,
+    }
+}
+
+/// Outcomes that came one after the other.
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct Run {
+    batch: u32,
+    count: u32,
+    /// Of these, gets whose place a put takes now.
+    going_on: u32,
+}
+
+/// Gets that are followed by a put at the same record.
+pub(super) struct Rmws {
+    /// Place and record of those that have their value, and whose put is to be pushed.
+    pub(super) waiting: VecDeque<(Place, u32)>,
+    /// When the put of each place was pushed.
+    pub(super) put_begun: Box<[Instant]>,
+    /// Places of the puts that have ended, and whether well.
+    ended: Vec<(Place, bool)>,
+}
+
+impl Rmws {
+    /// Room for `places` operations in flight. Nothing grows later; what is not used takes no memory.
+    pub(super) fn new(places: usize) -> Self {
+        Self {
+            waiting: VecDeque::with_capacity(places),
+            put_begun: vec![Instant::default(); places].into(),
+            ended: Vec::with_capacity(places),
+        }
+    }
 }
 
 /// What comes back with an outcome:
 ///
 /// ```text
-/// │ 6 bits free │ batch 16 │ position in it 8 │ put 1 │ log 2 │ record 31 │
+/// │ 2 bits free │ kind 4 │ batch 16 │ position in it 8 │ put 1 │ log 2 │ record 31 │
 /// ```
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Tag(pub(super) u64);
@@ -123,15 +219,16 @@ pub(super) struct Tag(pub(super) u64);
 impl Tag {
     pub(super) const fn new(place: Place, draw: &Draw, lane: LaneNumber) -> Self {
         let operation = (draw.is_put() as u64) << 33 | (lane.bits() as u64) << 31 | draw.record() as u64;
-        Self((place.batch as u64) << 42 | (place.position as u64) << 34 | operation)
+        let kind = (draw.kind() as u64) << 58;
+        Self(kind | (place.batch as u64) << 42 | (place.position as u64) << 34 | operation)
     }
 
-    pub(super) const fn batch(self) -> u32 {
-        (self.0 >> 42) as u32
+    pub(super) const fn kind(self) -> Kind {
+        Kind::from_bits((self.0 >> 58) as u8)
     }
 
-    const fn place(self) -> u32 {
-        (self.0 >> 34) as u32 & 0xff_ffff
+    pub(super) const fn place(self) -> Place {
+        Place { batch: (self.0 >> 42) as u16, position: (self.0 >> 34) as u8 }
     }
 
     pub(super) const fn record(self) -> u32 {
@@ -140,7 +237,7 @@ impl Tag {
 
     pub(super) const fn answered(self, is_wrong: bool) -> Answered {
         Answered {
-            place: self.place() as usize,
+            place: self.place().index(),
             record: self.record(),
             is_put: self.0 >> 33 & 1 == 1,
             lane: LaneNumber::from_bits((self.0 >> 31) as u8),
@@ -171,5 +268,108 @@ impl Place {
 
     pub(super) const fn index(self) -> usize {
         (self.batch as usize) << 8 | self.position as usize
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::workload::ValueLen;
+
+    fn tally(batches: usize, of: u32) -> Tally<'static> {
+        let begun = Instant::from_nanos(1_000);
+        Tally {
+            report: LoadReport::default(),
+            check: None,
+            batches: vec![Batch { begun, left: of }; batches],
+            free: Vec::new(),
+            run: Run::default(),
+            rmws: Rmws::new(batches * Place::PER_BATCH),
+            inserts: None,
+            is_open: false,
+            clock_read: None,
+            value_len: ValueLen::new(0, 8).unwrap(),
+            verify: true,
+        }
+    }
+
+    fn end(tally: &mut Tally<'_>, place: Place, kind: Kind, outcome: Outcome<'_>) {
+        let tag = Tag::new(place, &Draw::new(7, kind), LaneNumber::NONE);
+        assert_eq!((tag.kind(), tag.record()), (kind, 7));
+        assert_eq!((tag.place().batch, tag.place().position), (place.batch, place.position));
+        let ended = Ended { tag: tag.0, outcome, version: 0, ttl_ms: None, data_epoch: 0 };
+        tally.take(ended, || Instant::from_nanos(3_000));
+    }
+
+    /// Goal: each kind of answer to each kind of operation is counted as what it is. Method: all that a store gives, one by one.
+    #[test]
+    fn answers_are_counted_by_kind() {
+        let (right, wrong) = (7_u64.to_le_bytes(), 8_u64.to_le_bytes());
+        let (yes, other) = (Outcome::Value(&right), Outcome::Value(&wrong));
+        let (exists, no_number) =
+            (Outcome::NotExecuted(Reason::Exists), Outcome::NotExecuted(Reason::NotANumber));
+        // Gets, hits, puts, conditions, errors, wrong values.
+        for (kind, outcome, counts) in [
+            (Kind::Get, yes, [1, 1, 0, 0, 0, 0]),
+            (Kind::Get, other, [1, 1, 0, 0, 0, 1]),
+            (Kind::GetNumber, other, [1, 1, 0, 0, 0, 0]),
+            (Kind::GetLatest, yes, [1, 1, 0, 0, 0, 0]),
+            (Kind::Get, Outcome::NotFound, [1, 0, 0, 0, 0, 0]),
+            (Kind::Put, Outcome::Done, [0, 0, 1, 0, 0, 0]),
+            (Kind::Put, Outcome::NotExecuted(Reason::NoSpace), [0, 0, 0, 0, 1, 0]),
+            (Kind::PutIfAbsent, exists, [0, 0, 1, 1, 0, 0]),
+            (Kind::PutIfPresent, Outcome::NotFound, [0, 0, 1, 1, 0, 0]),
+            (Kind::PutIfPresent, Outcome::NotExecuted(Reason::Changed), [0, 0, 1, 1, 0, 0]),
+            (Kind::PutIfAbsent, Outcome::NotExecuted(Reason::NoSpace), [0, 0, 0, 0, 1, 0]),
+            (Kind::Delete, Outcome::NotFound, [0, 0, 1, 0, 0, 0]),
+            (Kind::Delete, Outcome::Done, [0, 0, 1, 0, 0, 0]),
+            (Kind::Increment, other, [0, 0, 1, 0, 0, 0]),
+            (Kind::Decrement, no_number, [0, 0, 1, 1, 0, 0]),
+            (Kind::Put, exists, [0, 0, 0, 0, 1, 0]),
+        ] {
+            let mut tally = tally(1, 1);
+            end(&mut tally, Place { batch: 0, position: 0 }, kind, outcome);
+            tally.end_run(|| Instant::from_nanos(3_000));
+            let LoadReport { gets, hits, puts, conditions_unmet, errors, wrong_values, .. } = tally.report;
+            assert_eq!(
+                [gets, hits, puts, conditions_unmet, errors, wrong_values],
+                counts,
+                "{kind:?} {outcome:?}"
+            );
+            assert_eq!((&tally.free[..], tally.report.latency.count()), (&[0][..], 1));
+        }
+    }
+
+    /// Goal: a batch ends with the puts behind its gets and not before, and these are timed as operations and as a whole. Method:
+    /// two batches of two; one get has a value, one has none, one failed, and one is no more than a get.
+    #[test]
+    fn a_batch_ends_with_its_last_put() {
+        let mut tally = tally(2, 2);
+        let place = |batch, position| Place { batch, position };
+        let (value, end_run) = (7_u64.to_le_bytes(), || Instant::from_nanos(3_000));
+        end(&mut tally, place(0, 0), Kind::Rmw, Outcome::Value(&value));
+        end(&mut tally, place(0, 1), Kind::Rmw, Outcome::NotFound);
+        end(&mut tally, place(1, 0), Kind::Rmw, Outcome::NotExecuted(Reason::Deadline));
+        end(&mut tally, place(1, 255), Kind::Get, Outcome::Value(&value));
+        tally.end_run(end_run);
+        assert_eq!((&tally.free[..], tally.rmws.waiting.len()), (&[1][..], 2));
+        assert_eq!((tally.report.gets, tally.report.errors, tally.report.rmws), (3, 1, 0));
+        while let Some((place, record)) = tally.rmws.waiting.pop_front() {
+            assert_eq!(record, 7);
+            tally.rmws.put_begun[place.index()] = Instant::from_nanos(2_500);
+            end(&mut tally, place, Kind::Update, Outcome::Done);
+        }
+        assert_eq!(tally.free, [1]);
+        tally.end_run(end_run);
+        assert_eq!((&tally.free[..], tally.report.puts, tally.report.rmws), (&[1, 0][..], 2, 2));
+        let report = &tally.report;
+        assert_eq!(
+            (report.latency.count(), report.batch_latency.count(), report.rmw_latency.count()),
+            (6, 2, 2)
+        );
+        let us = |us: f64, expected: f64| assert!((us / expected - 1.0).abs() < 0.01, "{us} for {expected}");
+        us(report.rmw_latency.summary().max, 2.0);
+        us(report.latency.summary().max, 2.0);
+        us(report.latency.summary().p50, 2.0);
     }
 }

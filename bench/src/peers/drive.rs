@@ -452,7 +452,12 @@ mod tests {
     const SEED: u64 = 11;
 
     fn stream(workload: Workload) -> Stream {
-        let law = StreamLaw { workload, keys: KeyDistribution::Zipf(Theta::YCSB), records: RECORDS };
+        let law = StreamLaw {
+            workload,
+            read_share: None,
+            keys: KeyDistribution::Zipf(Theta::YCSB),
+            records: RECORDS,
+        };
         draw_streams(&law, 1, 1 << 14, SEED, |_| ()).remove(0)
     }
 

@@ -80,7 +80,7 @@ pub struct PeersOptions {
     #[arg(long, default_value = "udp", value_parser = transport)]
     pub transport: Transport,
     /// Share of gets: a 50 %, b 95 %, c 100 %; the rest are puts
-    #[arg(long, default_value = "b")]
+    #[arg(long, default_value = "b", value_parser = workload)]
     pub workload: Workload,
     /// Law by which keys are chosen
     #[arg(long, default_value = "zipf")]
@@ -114,6 +114,15 @@ pub struct PeersOptions {
     pub keep: Option<String>,
 }
 
+/// Parses a workload that all of them can do alike.
+fn workload(text: &str) -> Result<Workload, String> {
+    let workload: Workload = text.parse().map_err(|error| format!("{error}"))?;
+    match workload {
+        Workload::A | Workload::B | Workload::C => Ok(workload),
+        _ => Err("peers are compared by gets and puts alone: give a, b or c".to_owned()),
+    }
+}
+
 impl PeersOptions {
     /// The run of linerate that peers are compared with.
     #[must_use]
@@ -121,10 +130,10 @@ impl PeersOptions {
         RunOptions {
             transport: Wanted::Is(self.transport),
             workload: self.workload,
-            distribution: self.distribution,
+            distribution: Some(self.distribution),
             theta: self.theta,
             records: self.records,
-            value_len: self.value_len,
+            value_len: self.value_len.into(),
             duration: self.duration,
             warmup: WARMUP.min(self.duration),
             batch: self.batch,

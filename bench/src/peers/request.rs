@@ -321,19 +321,14 @@ fn shown(text: &[u8]) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::workload::Kind;
 
     fn look(verify: bool) -> Look {
         Look { value_len: ValueLen::new(16, 16).unwrap(), verify }
     }
 
     fn get(record: u32) -> Draw {
-        let puts = crate::workload::StreamLaw {
-            workload: crate::workload::Workload::C,
-            keys: crate::workload::KeyDistribution::Uniform,
-            records: record + 1,
-        };
-        let streams = crate::workload::draw_streams(&puts, 1, 64 * (record as usize + 1), 1, |_| ());
-        *streams[0].draws().iter().find(|draw| draw.record() == record).unwrap()
+        Draw::new(record, Kind::Get)
     }
 
     fn value(record: u32) -> Vec<u8> {

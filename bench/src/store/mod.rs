@@ -169,7 +169,7 @@ fn point(
     let draw = |keys, name| {
         let len = stream_len(records);
         let bar = progress_bar(len as u64, name);
-        let law = StreamLaw { workload: Workload::B, keys, records };
+        let law = StreamLaw { workload: Workload::B, read_share: None, keys, records };
         let mut streams = draw_streams(&law, 1, len, options.seed, |drawn| bar.inc(drawn as u64));
         bar.finish_and_clear();
         streams.remove(0)

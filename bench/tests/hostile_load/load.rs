@@ -53,7 +53,7 @@ impl Load {
             ..RunOptions::defaults()
         };
         let table = VersionTable::private(options.table_shape(cores), 1, &snapshot(control)).unwrap();
-        let checker = Checker::new(table, THREADS, options.value_len);
+        let checker = Checker::new(table, THREADS, options.value_len.lens());
         let open = |number: usize| {
             let port = UdpPort::connect(cores, UdpConfig::default()).unwrap();
             let mut session = Session::attach(port, cores, options.session(), 102 + number as u64);
@@ -62,7 +62,7 @@ impl Load {
         };
         let mut sessions: Vec<_> = (0..THREADS).map(open).collect();
         let never = AtomicBool::new(false);
-        preload(&mut sessions[0], options.records, options.value_len, Some(&checker), &never, |_| {})
+        preload(&mut sessions[0], options.records, &options.value_len, Some(&checker), &never, |_| {})
             .unwrap();
         let streams = draw_streams(&options.law(), THREADS, STREAM_LEN, 1, |_| {});
         (Self { options, sessions, streams }, checker)
@@ -85,7 +85,7 @@ impl Load {
                         batch: options.batch.into(),
                         batches_in_flight: usize::from(options.window),
                         pace: None,
-                        value_len: options.value_len,
+                        value_len: options.value_len.clone(),
                         verify: true,
                         // There are more threads than CPUs.
                         sleeps: true,
