@@ -48,7 +48,7 @@ use crate::{
         nic::{NicFacts, interface_towards},
         verdict::{RunFacts, Verdict, verdicts},
     },
-    workload::{Inserts, STREAM_LEN, STREAMS_MAX, Stream, Workload, draw_streams},
+    workload::{Inserts, STREAM_LEN, STREAMS_MAX, Stream, StreamLaw, Workload, draw_streams},
 };
 
 /// Why rings are not measured on one host.
@@ -66,13 +66,15 @@ const PROGRESS_INTERVAL: Duration = Duration::from_millis(100);
 /// # Errors
 /// A sentence that names what went wrong.
 pub fn run(options: &RunOptions, stop: &AtomicBool) -> anyhow::Result<Report> {
-    run_with(options, stop, None)
+    run_with(options, stop, &mut Drawn::default(), None)
 }
 
-/// As [`run`], perhaps together with other processes.
+/// As [`run`], with the operations of the run before if its law, seed and sessions were the same, and perhaps together with
+/// other processes.
 pub(crate) fn run_with(
     options: &RunOptions,
     stop: &AtomicBool,
+    drawn: &mut Drawn,
     together: Option<&mut Together<'_>>,
 ) -> anyhow::Result<Report> {
     options.check_together()?;
@@ -90,11 +92,11 @@ pub(crate) fn run_with(
     }
     let udp = |addrs: &[SocketAddr]| UdpPort::connect(addrs, options.port(&options.session()));
     match transport {
-        Transport::Udp => run_datagrams(options, stop, together, Datagrams::Udp, udp, udp),
+        Transport::Udp => run_datagrams(options, stop, drawn, together, Datagrams::Udp, udp, udp),
         Transport::Packet => {
             anyhow::ensure!(options.target != "embedded", RINGS_NEED_TWO);
             let open = |addrs: &[SocketAddr]| PacketPort::connect(addrs, PacketConfig::default());
-            run_datagrams(options, stop, together, Datagrams::Packet, open, plain_udp)
+            run_datagrams(options, stop, drawn, together, Datagrams::Packet, open, plain_udp)
         }
         Transport::Xdp => {
             anyhow::ensure!(options.target != "embedded", RINGS_NEED_TWO);
@@ -107,7 +109,7 @@ pub(crate) fn run_with(
                 }
                 Ok(opened.as_mut().and_then(Vec::pop).expect("a port for each thread"))
             };
-            run_datagrams(options, stop, together, Datagrams::Xdp, open, plain_udp)
+            run_datagrams(options, stop, drawn, together, Datagrams::Xdp, open, plain_udp)
         }
         Transport::Tcp => {
             anyhow::ensure!(
@@ -119,7 +121,7 @@ pub(crate) fn run_with(
             let connect = |servers: &[SocketAddr], config, _| Session::connect_tcp(servers, config);
             let control = |servers: &[SocketAddr], config| Session::connect_tcp(servers, config);
             let ports = RunPorts { label: transport.name(), start, connect, control, shares_cpus: false };
-            run_over(options, stop, ports, draw(options)?, &mut || Ok(()), together)
+            run_over(options, stop, ports, drawn.streams(options)?, &mut || Ok(()), together)
         }
     }
 }
@@ -129,6 +131,7 @@ pub(crate) fn run_with(
 fn run_datagrams<P: Port, Q: Port>(
     options: &RunOptions,
     stop: &AtomicBool,
+    drawn: &mut Drawn,
     together: Option<&mut Together<'_>>,
     datagrams: Datagrams,
     open: impl Fn(&[SocketAddr]) -> io::Result<P> + Sync,
@@ -137,7 +140,7 @@ fn run_datagrams<P: Port, Q: Port>(
     let label = options.transport.name();
     let start = |config| Server::start(&ServerConfig { datagrams: Some(datagrams), tcp: false, ..config });
     let control = |servers: &[SocketAddr], config| Session::connect(servers, config, &open_control);
-    let streams = draw(options)?;
+    let streams = drawn.streams(options)?;
     let probe = &mut || Ok(());
     let shares_cpus = false;
     if options.faults(0).is_none() {
@@ -828,6 +831,30 @@ fn store_records<P: Port>(
     bar.finish_and_clear();
     stored?;
     check_stop(stop)
+}
+
+/// What the sessions of the last run did, for the next one: drawing it can take longer than a short run.
+#[derive(Default)]
+pub(crate) struct Drawn(Option<(StreamLaw, u64, usize, Vec<Stream>)>);
+
+impl Drawn {
+    /// What the sessions will do, from the beginning.
+    pub(crate) fn streams(&mut self, options: &RunOptions) -> anyhow::Result<Vec<Stream>> {
+        if options.replayed().is_some() {
+            // Nothing is drawn.
+            return draw(options);
+        }
+        let (law, seed, clients) = (options.law(), options.seed, options.clients());
+        let is_same = |of: &(StreamLaw, u64, usize, _)| (&of.0, of.1, of.2) == (&law, seed, clients);
+        if let Some((.., streams)) = self.0.as_ref().filter(|of| is_same(of)) {
+            return Ok(streams.clone());
+        }
+        // First the old ones go: there is not memory for both on every machine.
+        self.0 = None;
+        let streams = draw(options)?;
+        self.0 = Some((law, seed, clients, streams.clone()));
+        Ok(streams)
+    }
 }
 
 /// Draws what the sessions will do. Beyond [`STREAMS_MAX`] they share streams, so that memory is bounded.

@@ -37,7 +37,7 @@ use super::{
 use crate::{
     options::RunOptions,
     program,
-    run::{CoreStatistics, Together, run_with},
+    run::{CoreStatistics, Drawn, Together, run_with},
     watch::nic::{interface_towards, tune_status},
 };
 
@@ -376,7 +376,7 @@ impl Node<'_> {
             ended: &mut ended,
             statistics: Vec::new(),
         };
-        let report = run_with(&options, stop, Some(&mut together))?;
+        let report = run_with(&options, stop, &mut Drawn::default(), Some(&mut together))?;
         let servers = together.statistics.iter().map(named).collect();
         if let Some(sampler) = sampler {
             joined(sampler)?;
