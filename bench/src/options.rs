@@ -154,9 +154,9 @@ pub struct RunOptions {
     /// was due; without it a batch is begun when one has ended (a closed loop)
     #[arg(long, value_name = "OPS", value_parser = rate)]
     pub rate: Option<f64>,
-    /// Law by which operations are due with --rate: fixed, poisson or burst:N
-    #[arg(long, default_value = "poisson", requires = "rate")]
-    pub arrivals: Arrivals,
+    /// Law by which operations are due with --rate: fixed, poisson or burst:N [default: poisson]
+    #[arg(long)]
+    pub arrivals: Option<Arrivals>,
     /// Make an embedded server stand still for so many milliseconds in the middle of the run, to see what the figures make
     /// of it
     #[arg(long, value_name = "MS", value_parser = clap::value_parser!(u32).range(1..=60_000))]
@@ -607,6 +607,12 @@ impl RunOptions {
         self.value_len.planned_len() + 16 + 48
     }
 
+    /// Law by which operations are due in an open loop.
+    #[must_use]
+    pub fn arrivals(&self) -> Arrivals {
+        self.arrivals.unwrap_or(Arrivals::Poisson)
+    }
+
     /// Number of sessions.
     #[must_use]
     pub fn clients(&self) -> usize {
@@ -625,7 +631,7 @@ impl RunOptions {
         let (warmup, duration) = self.times();
         let pace = self.rate.map(|rate| Pace {
             rate: rate / self.clients() as f64,
-            arrivals: self.arrivals,
+            arrivals: self.arrivals(),
             seed: self.seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) ^ u64::from(number),
         });
         LoadPlan {
@@ -675,6 +681,9 @@ impl RunOptions {
                 sessions >= threads,
                 "--sessions {sessions} are fewer than --threads {threads}: each thread needs one at least"
             );
+        }
+        if let (Some(arrivals), None) = (self.arrivals, self.rate) {
+            anyhow::bail!("--arrivals {arrivals} is for an open loop: give --rate, too");
         }
         anyhow::ensure!(
             self.stall.is_none() || self.target == "embedded",
@@ -746,7 +755,7 @@ impl RunOptions {
             server_cores,
             threads: self.threads.into(),
             sessions: self.clients(),
-            arrivals: self.rate.map(|_| self.arrivals.to_string()),
+            arrivals: self.rate.map(|_| self.arrivals().to_string()),
             stall_ms: self.stall.map(u64::from),
             duration_s: self.duration,
             warmup_s: self.warmup,
