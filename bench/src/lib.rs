@@ -1,6 +1,6 @@
 //! What `linerate-bench` is made of: a measurement from beginning to end ([`run`], [`ceiling`], [`wire`], [`store`],
-//! [`cache`], [`peers`], [`cluster`]) as it was asked for
-//! ([`options`]), what a client thread does ([`load`]: [`workload`], [`key`], [`value`]), whether the answers were those of
+//! [`cache`], [`peers`], [`cluster`]), many of them ([`sweep`]: [`repeated`])
+//! as it was asked for ([`options`]), what a client thread does ([`load`]: [`workload`], [`key`], [`value`]), whether the answers were those of
 //! a linearizable store ([`check`]), what is measured ([`latency`], [`core_to_core`], [`series`]), what is looked at meanwhile
 //! ([`watch`]), what could be at most ([`line_rate`]) and what is reported ([`output`], [`results`], [`report`]).
 //!
@@ -24,11 +24,13 @@ pub mod options;
 pub mod output;
 pub mod peers;
 pub mod program;
+pub mod repeated;
 pub mod report;
 pub mod results;
 pub mod run;
 pub mod series;
 pub mod store;
+pub mod sweep;
 pub mod value;
 pub mod watch;
 pub mod wire;

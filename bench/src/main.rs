@@ -30,6 +30,7 @@ use linerate_bench::{
     results::{self, Kept},
     run::{run, stop_on_signals},
     store::{StoreReport, store, store_sweep, store_table, sweep_table},
+    sweep::{SweepOptions, points_table, sweep},
     wire::{WireReport, WireResult, wire, wire_table},
 };
 use linerate_dataplane::transport::{Transport, Wanted};
@@ -67,6 +68,7 @@ fn execute(options: Options) -> anyhow::Result<Verdict> {
         Command::Demo(demo) => show_demo(&demo, &stop),
         Command::Run(options) => show(&options, || run(&options, &stop)),
         Command::Ceiling(options) => show(&options, || ceiling(&options, &stop)),
+        Command::Sweep(options) => show_sweep(&options, &stop),
         Command::Wire(options) => show_wire(&options, &wire(&options, &stop)?),
         Command::Store(options) => show_store(&options, &stop),
         Command::Cache(options) => show_cache(&options, &cache(&options, &stop)?),
@@ -126,6 +128,27 @@ fn show(options: &RunOptions, measure: impl FnOnce() -> anyhow::Result<Report>) 
     match &report.failure {
         Some(failure) => anyhow::bail!("{failure}: what is reported is what was measured until then"),
         None => Ok(verdict),
+    }
+}
+
+/// Shows all points that there are; it is an error when some are missing. A sweep has kept itself.
+fn show_sweep(options: &SweepOptions, stop: &AtomicBool) -> anyhow::Result<Verdict> {
+    let swept = sweep(options, &command(), stop)?;
+    match &options.run.options.json {
+        Some(target) => target.write(&swept)?,
+        None => say(&points_table(&swept))?,
+    }
+    if let Some(folder) = swept.folder.clone() {
+        report(&ReportOptions { folders: vec![folder], output: None })
+            .context("the result is kept, but not its report")?;
+    }
+    match swept.failure() {
+        Some(failure) if swept.is_violated() => {
+            eprintln!("linerate-bench: {failure}");
+            Ok(Verdict::Violated)
+        }
+        Some(failure) => anyhow::bail!(failure),
+        None => Ok(Verdict::Right),
     }
 }
 

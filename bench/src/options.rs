@@ -35,6 +35,7 @@ use crate::{
     peers::PeersOptions,
     report::{ReportOptions, readme::ReadmeOptions},
     series::interval,
+    sweep::SweepOptions,
     wire::{WirePort, rate::Rate},
     workload::{
         Hotspot, INSERTS_MAX, INSERTS_MIN, Inserts, KeyDistribution, RECORDS_MAX, Share, StreamLaw, Theta,
@@ -69,6 +70,8 @@ pub enum Command {
     Run(RunOptions),
     /// What the packets allow: the same datagrams without a store
     Ceiling(RunOptions),
+    /// One run for each value of one or two options; can be interrupted and resumed
+    Sweep(SweepOptions),
     /// All ports on real frames, between network namespaces of their own (needs root)
     Wire(WireOptions),
     /// The store alone, without a network: time per operation, memory per record, and hash tables beside it

@@ -12,7 +12,8 @@
 
 use std::{
     collections::BTreeMap,
-    fs, io,
+    fs,
+    io::{self, Write as _},
     path::{Path, PathBuf},
     process,
 };
@@ -122,6 +123,35 @@ pub fn keep(root: &Path, name: &str, result: &impl Serialize, kept: &Kept<'_>) -
         let _ = fs::remove_dir_all(&folder);
     }
     finished
+}
+
+/// Replaces the result in a folder that [`keep`] has made, and what the manifest says of its being whole. Whoever reads a file
+/// meanwhile, or after this process was killed, finds the old content or the new one.
+///
+/// # Errors
+/// A sentence that names the file.
+pub(crate) fn replace(folder: &Path, result: &impl Serialize, partial: bool) -> io::Result<()> {
+    replace_file(&folder.join("result.json"), &json(result)?)?;
+    let path = folder.join("manifest.json");
+    let text = fs::read_to_string(&path).map_err(|error| {
+        io::Error::new(error.kind(), format!("cannot read \"{}\": {error}", path.display()))
+    })?;
+    let mut manifest: Value = serde_json::from_str(&text)?;
+    if manifest["partial"] != partial {
+        manifest["partial"] = partial.into();
+        replace_file(&path, &json(&manifest)?)?;
+    }
+    Ok(())
+}
+
+fn replace_file(path: &Path, text: &str) -> io::Result<()> {
+    let beside = path.with_extension("new");
+    let written = fs::File::create(&beside)
+        .and_then(|mut file| file.write_all(text.as_bytes()).and_then(|()| file.sync_all()))
+        .and_then(|()| fs::rename(&beside, path));
+    written.map_err(|error| {
+        io::Error::new(error.kind(), format!("cannot write the result to \"{}\": {error}", path.display()))
+    })
 }
 
 fn is_taken(error: &io::Error) -> bool {

@@ -1,0 +1,193 @@
+//! `linerate-bench sweep` as its users start it, only shorter.
+
+use std::{
+    fs,
+    path::{Path, PathBuf},
+    process::{Child, Command, Output, Stdio},
+    thread,
+    time::Duration,
+};
+
+use nix::{
+    sys::signal::{Signal, kill},
+    unistd::Pid,
+};
+use serde_json::Value;
+
+const BENCH: &str = env!("CARGO_BIN_EXE_linerate-bench");
+
+/// What keeps a run short.
+const SHORT: &str = "--records 2000 --warmup 0 --duration 0.1 --verify";
+
+fn bench(arguments: &str) -> Output {
+    Command::new(BENCH).args(arguments.split_whitespace()).output().unwrap()
+}
+
+fn text(bytes: &[u8]) -> String {
+    String::from_utf8(bytes.to_vec()).unwrap()
+}
+
+fn json(arguments: &str) -> Value {
+    let output = bench(arguments);
+    assert!(output.status.success(), "{}", text(&output.stderr));
+    serde_json::from_slice(&output.stdout).unwrap()
+}
+
+/// A folder to start the program in, as results are kept below the current one; removed in the end.
+struct Place(PathBuf);
+
+impl Place {
+    fn new() -> Self {
+        let path = std::env::temp_dir().join(format!("linerate-experiments-{:016x}", rand::random::<u64>()));
+        fs::create_dir(&path).unwrap();
+        Self(path)
+    }
+
+    fn start(&self, arguments: &str) -> Child {
+        let mut command = Command::new(BENCH);
+        command.args(arguments.split_whitespace()).current_dir(&self.0);
+        command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap()
+    }
+
+    fn run(&self, arguments: &str) -> Output {
+        self.start(arguments).wait_with_output().unwrap()
+    }
+
+    /// The only result kept here.
+    fn kept(&self) -> Option<PathBuf> {
+        let entries = fs::read_dir(self.0.join("results")).ok()?.map(|entry| entry.unwrap().path());
+        // What begins with a dot is not finished.
+        let is_result = |path: &PathBuf| !path.file_name().unwrap().to_string_lossy().starts_with('.');
+        let mut results = entries.filter(is_result);
+        let folder = results.next()?;
+        assert!(results.next().is_none(), "one result is kept");
+        Some(folder)
+    }
+}
+
+impl Drop for Place {
+    fn drop(&mut self) {
+        let _ = fs::remove_dir_all(&self.0);
+    }
+}
+
+fn result(folder: &Path) -> Value {
+    serde_json::from_slice(&fs::read(folder.join("result.json")).unwrap()).unwrap()
+}
+
+/// The points that have been measured.
+fn measured(sweep: &Value) -> usize {
+    let points = sweep["points"].as_array().unwrap();
+    points.iter().filter(|point| !point["report"].is_null()).count()
+}
+
+/// Goal: a sweep measures all points with what they are said to have. Method: two axes over loopback; the reports' own
+/// configurations, and the table.
+#[test]
+fn a_sweep_measures_all_points() {
+    let sweep =
+        json(&format!("sweep --over batch=16,64 --over transport=udp,tcp --repeats 2 {SHORT} --json -"));
+    assert_eq!((&sweep["kind"], &sweep["partial"]), (&"sweep".into(), &false.into()));
+    assert_eq!(sweep["axes"][1]["option"], "transport");
+    let points = sweep["points"].as_array().unwrap();
+    let expected = [(16, "udp"), (16, "tcp"), (64, "udp"), (64, "tcp")];
+    assert_eq!(points.len(), expected.len());
+    for (point, (batch, transport)) in points.iter().zip(expected) {
+        assert_eq!(point["error"], Value::Null);
+        let config = &point["report"]["config"];
+        assert_eq!((&config["batch"], &config["transport"]), (&batch.into(), &transport.into()));
+        assert_eq!((&config["records"], &point["report"]["wrong_values"]), (&2_000.into(), &0.into()));
+        assert!(point["report"]["ops_per_sec"].as_f64().unwrap() > 0.0);
+        assert_eq!(point["rounds_ops_per_sec"].as_array().unwrap().len(), 2);
+    }
+    let output = bench(&format!("sweep --over verify=true,false {}", SHORT.replace("--verify", "")));
+    let table = text(&output.stdout);
+    assert!(output.status.success() && table.contains("p99 in µs") && table.contains("false"), "{table}");
+}
+
+/// Goal: a point that fails does not keep the others from being measured. Method: a transport that loopback does not have.
+#[test]
+fn a_sweep_survives_a_point_that_fails() {
+    let output = bench(&format!("sweep --over transport=packet,udp {SHORT} --json -"));
+    let (sweep, error): (Value, _) = (serde_json::from_slice(&output.stdout).unwrap(), text(&output.stderr));
+    assert_eq!(output.status.code(), Some(2), "{error}");
+    assert!(
+        error.contains("1 of 2 points failed; transport=packet: rings are those of an interface"),
+        "{error}"
+    );
+    assert!(sweep["points"][0]["error"].as_str().unwrap().contains("linerate-bench wire"), "{sweep}");
+    assert_eq!((measured(&sweep), &sweep["partial"]), (1, &false.into()));
+}
+
+/// Goal: a sweep that is interrupted, gently or not, is kept with what it has measured, says how to go on, and measures
+/// only the rest then. Method: Ctrl-C and kill -9 when the first point is there; resume with an option that differs, and
+/// without.
+#[test]
+fn a_sweep_is_resumed() {
+    for signal in [Signal::SIGINT, Signal::SIGKILL] {
+        let place = Place::new();
+        let values: Vec<_> = (1..=12).map(|batch| batch.to_string()).collect();
+        let axis = values.join(",");
+        let mut child = place.start(&format!("sweep --over batch={axis} {SHORT} --keep swept"));
+        while place.kept().is_none_or(|folder| measured(&result(&folder)) == 0) {
+            assert_eq!(child.try_wait().unwrap(), None, "the sweep has ended");
+            thread::sleep(Duration::from_millis(10));
+        }
+        kill(Pid::from_raw(child.id() as i32), signal).unwrap();
+        let output = child.wait_with_output().unwrap();
+        assert!(!output.status.success());
+        let folder = place.kept().unwrap();
+        let before = result(&folder);
+        let count = measured(&before);
+        assert!((1..12).contains(&count) && before["partial"] == true, "{count}");
+        if signal == Signal::SIGINT {
+            let error = text(&output.stderr);
+            assert!(
+                error.contains(&format!("interrupted when {count} of 12 points were measured")),
+                "{error}"
+            );
+            assert!(error.contains("sweep --resume results/"), "{error}");
+        }
+        let other = place.run(&format!("sweep --resume {} --records 3000", folder.display()));
+        assert_eq!(other.status.code(), Some(2));
+        assert!(text(&other.stderr).contains("--records=3000 differs"), "{}", text(&other.stderr));
+        assert_eq!(result(&folder), before, "nothing was written");
+        let output = place.run(&format!("sweep --resume {} --json -", folder.display()));
+        assert!(output.status.success(), "{}", text(&output.stderr));
+        let after = result(&folder);
+        assert!(folder.join("report.html").is_file());
+        let manifest: Value =
+            serde_json::from_slice(&fs::read(folder.join("manifest.json")).unwrap()).unwrap();
+        assert_eq!(manifest["partial"], false);
+        assert_eq!((measured(&after), &after["partial"]), (12, &false.into()));
+        assert_eq!(serde_json::from_slice::<Value>(&output.stdout).unwrap(), after);
+        for index in 0..count {
+            assert_eq!(after["points"][index], before["points"][index], "it was not measured again");
+        }
+    }
+}
+
+/// Goal: bad input is refused in a sentence, with exit code 2, and nothing is written. Method: one of each.
+#[test]
+fn bad_input_is_refused() {
+    let place = Place::new();
+    fs::create_dir(place.0.join("other")).unwrap();
+    fs::write(place.0.join("other/result.json"), r#"{ "kind": "run" }"#).unwrap();
+    for (arguments, words) in [
+        ("sweep", "--over"),
+        ("sweep --over batch", "give an option and its values"),
+        ("sweep --over speed=1,2", "`speed` is no option of a run"),
+        ("sweep --over batch=1,256", "256 is not in 1..=255"),
+        ("sweep --over batch=1,2 --batch 3", "leave one of them out"),
+        ("sweep --over batch=1,2 --keep ../x", "use 1 to 64 letters"),
+        ("sweep --resume nowhere", "nowhere holds no sweep"),
+        ("sweep --resume other", "holds no sweep, its kind is run"),
+        ("sweep --over batch=1,2 --check-shared /x", "--check-shared cannot be given here"),
+    ] {
+        let output = place.run(arguments);
+        let error = text(&output.stderr);
+        assert_eq!(output.status.code(), Some(2), "{arguments}: {error}");
+        assert!(error.contains(words), "{arguments}: {error}");
+        assert!(place.kept().is_none(), "{arguments}");
+    }
+}
