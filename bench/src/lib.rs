@@ -1,5 +1,5 @@
 //! What `linerate-bench` is made of: a measurement from beginning to end ([`run`], [`ceiling`], [`wire`], [`store`],
-//! [`cache`], [`peers`], [`cluster`]), many of them ([`sweep`]: [`repeated`])
+//! [`cache`], [`peers`], [`cluster`]), many of them ([`sweep`], [`compare`]: [`repeated`])
 //! as it was asked for ([`options`]), what a client thread does ([`load`]: [`workload`], [`key`], [`value`]), whether the answers were those of
 //! a linearizable store ([`check`]), what is measured ([`latency`], [`core_to_core`], [`series`]), what is looked at meanwhile
 //! ([`watch`]), what could be at most ([`line_rate`]) and what is reported ([`output`], [`results`], [`report`]).
@@ -14,6 +14,7 @@ pub mod cache;
 pub mod ceiling;
 pub mod check;
 pub mod cluster;
+pub mod compare;
 pub mod core_to_core;
 pub mod key;
 pub mod latency;

@@ -18,6 +18,7 @@ use linerate_bench::{
     cluster::{
         ClusterCommand, ClusterResult, ClusterRunOptions, cluster_run, cluster_table, exec, node, reap,
     },
+    compare::{CompareOptions, compare, compare_table},
     line_rate::{ModelOptions, prediction_table},
     options::{Command, DemoOptions, Options, RunOptions, StoreOptions, WireOptions},
     output::{Environment, Report, table},
@@ -69,6 +70,7 @@ fn execute(options: Options) -> anyhow::Result<Verdict> {
         Command::Run(options) => show(&options, || run(&options, &stop)),
         Command::Ceiling(options) => show(&options, || ceiling(&options, &stop)),
         Command::Sweep(options) => show_sweep(&options, &stop),
+        Command::Compare(options) => show_compare(&options, &stop),
         Command::Wire(options) => show_wire(&options, &wire(&options, &stop)?),
         Command::Store(options) => show_store(&options, &stop),
         Command::Cache(options) => show_cache(&options, &cache(&options, &stop)?),
@@ -150,6 +152,27 @@ fn show_sweep(options: &SweepOptions, stop: &AtomicBool) -> anyhow::Result<Verdi
         Some(failure) => anyhow::bail!(failure),
         None => Ok(Verdict::Right),
     }
+}
+
+fn show_compare(options: &CompareOptions, stop: &AtomicBool) -> anyhow::Result<Verdict> {
+    let run = &options.run.options;
+    let report = may_keep(run, || compare(options, stop))?;
+    match &run.json {
+        Some(target) => target.write(&report)?,
+        None => say(&compare_table(&report))?,
+    }
+    keep_many(run, &report, report.partial, &report.environment)?;
+    let verdict = report.candidates.iter().try_fold(Verdict::Right, |verdict, candidate| {
+        let other = check(&candidate.report)?;
+        anyhow::Ok(if verdict == Verdict::Right { other } else { verdict })
+    })?;
+    anyhow::ensure!(
+        verdict == Verdict::Violated || !report.partial,
+        "interrupted after {} of {} rounds",
+        report.rounds,
+        options.rounds
+    );
+    Ok(verdict)
 }
 
 /// Shows all ports, also those that could not be measured; it is an error when none could.
@@ -281,6 +304,25 @@ fn write_readme(options: &ReadmeOptions) -> anyhow::Result<Verdict> {
         }
     }
     Ok(if options.check && !changed.is_empty() { Verdict::Violated } else { Verdict::Right })
+}
+
+/// Measures when the result could be kept: what can not should show before, not after minutes.
+fn may_keep<T>(options: &RunOptions, measure: impl FnOnce() -> anyhow::Result<T>) -> anyhow::Result<T> {
+    let root = results::root(options.results.as_deref());
+    options.keep.as_ref().map_or(Ok(()), |name| results::check(&root, name))?;
+    measure()
+}
+
+/// Keeps the result of many runs, if it is to be kept.
+fn keep_many(
+    options: &RunOptions,
+    result: &impl Serialize,
+    partial: bool,
+    environment: &Environment,
+) -> anyhow::Result<()> {
+    let (command, root) = (command(), results::root(options.results.as_deref()));
+    let kept = Kept { command: &command, environment, seed: Some(options.seed), partial, run: None };
+    options.keep.as_ref().map_or(Ok(()), |name| keep_in(&root, name, result, &kept))
 }
 
 /// Keeps a result that has no seconds, if it is to be kept.

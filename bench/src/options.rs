@@ -26,6 +26,7 @@ use crate::{
     cache::CacheOptions,
     check::{Checker, versions::TableShape},
     cluster::ClusterCommand,
+    compare::CompareOptions,
     line_rate::ModelOptions,
     load::{
         LoadPlan,
@@ -72,6 +73,8 @@ pub enum Command {
     Ceiling(RunOptions),
     /// One run for each value of one or two options; can be interrupted and resumed
     Sweep(SweepOptions),
+    /// Transports against each other in alternating rounds
+    Compare(CompareOptions),
     /// All ports on real frames, between network namespaces of their own (needs root)
     Wire(WireOptions),
     /// The store alone, without a network: time per operation, memory per record, and hash tables beside it

@@ -119,7 +119,7 @@ pub(crate) fn run_whole(
 }
 
 /// A report of all that was to be measured: part of it cannot be compared with others.
-fn whole(report: Report) -> anyhow::Result<Report> {
+pub(crate) fn whole(report: Report) -> anyhow::Result<Report> {
     match report.failure {
         Some(failure) => anyhow::bail!(failure),
         None => Ok(report),

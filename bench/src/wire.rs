@@ -189,9 +189,7 @@ pub fn wire(options: &WireOptions, stop: &AtomicBool) -> anyhow::Result<WireRepo
     for _ in 0..rounds {
         for (port, results) in &mut all {
             // A new cable each time: the kernel gives some things back only after a while, as the queues of AF_XDP.
-            let bench = || {
-                Ok::<_, io::Error>(Bench { cable: Cable::new(*port, &cpus)?, cpus: &cpus, port: *port, stop })
-            };
+            let bench = || Bench::new(*port, &cpus, stop);
             // A port that was refused once is not asked again.
             results.plain.add(|| bench()?.run(&round, streams.clone(), LINE_RATE), stop)?;
             if !results.plain.is_refused() {
@@ -291,16 +289,29 @@ struct Sample {
 }
 
 /// One port on a cable of its own.
-struct Bench<'a> {
+pub(crate) struct Bench<'a> {
     cable: Cable,
     cpus: &'a Cpus,
     port: WirePort,
     stop: &'a AtomicBool,
 }
 
-impl Bench<'_> {
+impl<'a> Bench<'a> {
+    /// A cable on which `port` is at its best, between the first CPUs of both sides. Ends when it is dropped.
+    ///
+    /// # Errors
+    /// A sentence that names the privilege that is missing.
+    pub(crate) fn new(port: WirePort, cpus: &'a Cpus, stop: &'a AtomicBool) -> io::Result<Self> {
+        Ok(Self { cable: Cable::new(port, cpus)?, cpus, port, stop })
+    }
+
     /// Measures with a store, and what the cable carried meanwhile.
-    fn run(&self, options: &RunOptions, streams: Vec<Stream>, line_rate: Rate) -> anyhow::Result<Measured> {
+    pub(crate) fn run(
+        &self,
+        options: &RunOptions,
+        streams: Vec<Stream>,
+        line_rate: Rate,
+    ) -> anyhow::Result<Measured> {
         let mut samples = Vec::with_capacity(2);
         let mut probe = || {
             samples.push(self.sample()?);

@@ -1,4 +1,4 @@
-//! `linerate-bench sweep` as its users start it, only shorter.
+//! `linerate-bench sweep` and `compare` as their users start them, only shorter.
 
 use std::{
     fs,
@@ -8,6 +8,7 @@ use std::{
     time::Duration,
 };
 
+use linerate_dataplane::netns::Namespace;
 use nix::{
     sys::signal::{Signal, kill},
     unistd::Pid,
@@ -167,6 +168,72 @@ fn a_sweep_is_resumed() {
     }
 }
 
+/// Goal: transports are compared in rounds over loopback. Method: JSON and table of three, one of them the baseline.
+#[test]
+fn transports_are_compared() {
+    let report =
+        json(&format!("compare udp tcp udp-plain --baseline tcp --rounds 3 {SHORT} --check --json -"));
+    assert_eq!((&report["kind"], &report["medium"]), (&"compare".into(), &"loopback".into()));
+    assert_eq!((&report["rounds"], &report["partial"]), (&3.into(), &false.into()));
+    for (candidate, name) in report["candidates"].as_array().unwrap().iter().zip(["udp", "tcp", "udp-plain"])
+    {
+        assert_eq!(
+            (&candidate["name"], &candidate["report"]["config"]["transport"]),
+            (&name.into(), &name.into())
+        );
+        assert_eq!(candidate["rounds_ops_per_sec"].as_array().unwrap().len(), 3);
+        assert_eq!(candidate["report"]["check"]["violations"], 0);
+        assert_eq!(candidate["report"]["wrong_values"], 0);
+    }
+    let plain = &report["candidates"][2]["report"]["mode"];
+    assert_ne!(*plain, report["candidates"][0]["report"]["mode"], "{plain}");
+    let ratios = report["ratios"].as_array().unwrap();
+    assert_eq!(ratios.len(), 2);
+    for ratio in ratios {
+        let of = |name: &str| ratio[name].as_f64().unwrap();
+        assert!(ratio["to"] == "tcp" && of("min") <= of("ratio") && of("ratio") <= of("max"), "{ratio}");
+    }
+    let output = bench(&format!("compare udp tcp --rounds 1 {SHORT}"));
+    let table = text(&output.stdout);
+    assert!(table.contains("to tcp") && table.contains("1 rounds are too few"), "{table}");
+}
+
+/// Goal: with rings among them all are compared on virtual cables, and who may have none is told what is missing. Method: as
+/// root the comparison, otherwise the refusal.
+#[test]
+fn rings_are_compared_on_cables() {
+    // Who looks at the cable has to get a turn while it is used.
+    let longer = SHORT.replace("0.1", "0.5");
+    let compare = || bench(&format!("compare udp tcp packet --rounds 1 {longer} --json -"));
+    let mut output = compare();
+    if !Namespace::is_available() {
+        let error = text(&output.stderr);
+        assert_eq!(output.status.code(), Some(2), "{error}");
+        assert!(error.contains("there are not two transports left to compare; udp, tcp: "), "{error}");
+        return;
+    }
+    // Somebody else may have kept all CPUs busy.
+    for _ in 0..10 {
+        if !(text(&output.stderr) + &text(&output.stdout)).contains("too busy") {
+            break;
+        }
+        output = compare();
+    }
+    assert!(output.status.success(), "{}", text(&output.stderr));
+    let report: Value = serde_json::from_slice(&output.stdout).unwrap();
+    let (candidates, refused) = (&report["candidates"], &report["refused"]);
+    assert_eq!((&report["medium"], &candidates[0]["name"]), (&"cable".into(), &"udp".into()));
+    assert_eq!(candidates.as_array().unwrap().len() + refused.as_array().unwrap().len(), 3, "{report}");
+    for candidate in candidates.as_array().unwrap() {
+        assert_eq!(candidate["report"]["config"]["transport"], candidate["name"]);
+        assert_eq!(candidate["report"]["wrong_values"], 0);
+    }
+    if let Some(refused) = refused[0]["error"].as_str() {
+        assert_eq!(refused.lines().count(), 1, "{refused}");
+        eprintln!("not run: packet: {refused}");
+    }
+}
+
 /// Goal: bad input is refused in a sentence, with exit code 2, and nothing is written. Method: one of each.
 #[test]
 fn bad_input_is_refused() {
@@ -183,6 +250,12 @@ fn bad_input_is_refused() {
         ("sweep --resume nowhere", "nowhere holds no sweep"),
         ("sweep --resume other", "holds no sweep, its kind is run"),
         ("sweep --over batch=1,2 --check-shared /x", "--check-shared cannot be given here"),
+        ("compare udp", "2 values required"),
+        ("compare udp udp", "udp is there twice"),
+        ("compare udp pigeon", "pigeon"),
+        ("compare udp tcp --transport udp", "--transport cannot be given here"),
+        ("compare udp tcp --baseline xdp", "not among udp, tcp"),
+        ("compare udp xdp --threads 2", "one core at each end"),
     ] {
         let output = place.run(arguments);
         let error = text(&output.stderr);
