@@ -1,5 +1,5 @@
 //! What `linerate-bench` is made of: a measurement from beginning to end ([`run`], [`ceiling`], [`wire`], [`store`],
-//! [`cache`], [`peers`], [`cluster`]), many of them ([`sweep`], [`compare`]: [`repeated`])
+//! [`cache`], [`peers`], [`cluster`]), many of them ([`sweep`], [`compare`], [`search`]: [`repeated`])
 //! as it was asked for ([`options`]), what a client thread does ([`load`]: [`workload`], [`key`], [`value`]), whether the answers were those of
 //! a linearizable store ([`check`]), what is measured ([`latency`], [`core_to_core`], [`series`]), what is looked at meanwhile
 //! ([`watch`]), what could be at most ([`line_rate`]) and what is reported ([`output`], [`results`], [`report`]).
@@ -29,6 +29,7 @@ pub mod repeated;
 pub mod report;
 pub mod results;
 pub mod run;
+pub mod search;
 pub mod series;
 pub mod store;
 pub mod sweep;

@@ -30,6 +30,7 @@ use linerate_bench::{
     },
     results::{self, Kept},
     run::{run, stop_on_signals},
+    search::{SearchOptions, search, search_table},
     store::{StoreReport, store, store_sweep, store_table, sweep_table},
     sweep::{SweepOptions, points_table, sweep},
     wire::{WireReport, WireResult, wire, wire_table},
@@ -71,6 +72,7 @@ fn execute(options: Options) -> anyhow::Result<Verdict> {
         Command::Ceiling(options) => show(&options, || ceiling(&options, &stop)),
         Command::Sweep(options) => show_sweep(&options, &stop),
         Command::Compare(options) => show_compare(&options, &stop),
+        Command::Search(options) => show_search(&options, &stop),
         Command::Wire(options) => show_wire(&options, &wire(&options, &stop)?),
         Command::Store(options) => show_store(&options, &stop),
         Command::Cache(options) => show_cache(&options, &cache(&options, &stop)?),
@@ -173,6 +175,26 @@ fn show_compare(options: &CompareOptions, stop: &AtomicBool) -> anyhow::Result<V
         options.rounds
     );
     Ok(verdict)
+}
+
+/// Shows all trials; it is an error when no rate was found.
+fn show_search(options: &SearchOptions, stop: &AtomicBool) -> anyhow::Result<Verdict> {
+    let run = &options.run.options;
+    let report = may_keep(run, || search(options, stop))?;
+    match &run.json {
+        Some(target) => target.write(&report)?,
+        None => say(&search_table(&report))?,
+    }
+    keep_many(run, &report, report.partial, &report.environment)?;
+    if let Some(run) = &report.report
+        && check(run)? == Verdict::Violated
+    {
+        return Ok(Verdict::Violated);
+    }
+    match report.failure() {
+        Some(failure) => anyhow::bail!(failure),
+        None => Ok(Verdict::Right),
+    }
 }
 
 /// Shows all ports, also those that could not be measured; it is an error when none could.

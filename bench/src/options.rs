@@ -35,6 +35,7 @@ use crate::{
     output::{Config, JsonTarget, memory_bytes},
     peers::PeersOptions,
     report::{ReportOptions, readme::ReadmeOptions},
+    search::SearchOptions,
     series::interval,
     sweep::SweepOptions,
     wire::{WirePort, rate::Rate},
@@ -75,6 +76,8 @@ pub enum Command {
     Sweep(SweepOptions),
     /// Transports against each other in alternating rounds
     Compare(CompareOptions),
+    /// The highest rate of an open loop that keeps service level objectives
+    Search(SearchOptions),
     /// All ports on real frames, between network namespaces of their own (needs root)
     Wire(WireOptions),
     /// The store alone, without a network: time per operation, memory per record, and hash tables beside it

@@ -26,6 +26,21 @@ pub struct TypedRun {
 }
 
 impl TypedRun {
+    /// The options with others beside those that were typed.
+    ///
+    /// # Errors
+    /// A sentence that names what is wrong, or an option that was typed and is among the others.
+    pub(crate) fn with(&self, others: &[String]) -> anyhow::Result<RunOptions> {
+        for other in others {
+            let name = name_of(other);
+            anyhow::ensure!(
+                !self.is_typed(name),
+                "--{name} is given twice: once for all runs, once for each"
+            );
+        }
+        RunOptions::of_arguments(&[&self.words[..], others].concat())
+    }
+
     /// Whether the option of this long name was typed.
     pub(crate) fn is_typed(&self, name: &str) -> bool {
         self.words.iter().any(|word| name_of(word) == name)
@@ -180,6 +195,10 @@ pub(crate) mod tests {
         let run = typed("--keep x --verify --batch 110 --json - --records=5");
         assert_eq!(run.words(), ["--records=5", "--batch=110", "--verify"]);
         assert_eq!((run.options.records, run.options.keep.as_deref()), (5, Some("x")));
+        let other = run.with(&["--seed=9".to_owned()]).unwrap();
+        assert_eq!((other.records, other.seed, other.verify, other.keep), (5, 9, true, None));
+        let twice = run.with(&["--batch=3".to_owned()]).unwrap_err().to_string();
+        assert!(twice.starts_with("--batch is given twice"), "{twice}");
         assert!(typed("").words().is_empty());
         let refused = run.refuse(&["seed", "verify"], "because").unwrap_err().to_string();
         assert_eq!(refused, "--verify cannot be given here: because");

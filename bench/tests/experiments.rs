@@ -1,4 +1,4 @@
-//! `linerate-bench sweep` and `compare` as their users start them, only shorter.
+//! `linerate-bench sweep`, `compare` and `search` as their users start them, only shorter.
 
 use std::{
     fs,
@@ -234,6 +234,35 @@ fn rings_are_compared_on_cables() {
     }
 }
 
+/// Goal: a search ends with a rate or with a sentence. Method: objectives that everything keeps but the rate itself, and
+/// one that nothing keeps.
+#[test]
+fn a_search_ends() {
+    let short = "--records 2000 --warmup 0 --duration 0.1 --precision 100% --repeats 1";
+    let output = bench(&format!("search --slo max=60s --max-loss 100% {short} --json -"));
+    let (report, error): (Value, _) = (serde_json::from_slice(&output.stdout).unwrap(), text(&output.stderr));
+    assert_eq!((&report["kind"], &report["partial"]), (&"search".into(), &false.into()));
+    assert!(report["closed_loop_ops_per_sec"].as_f64().unwrap() > 0.0);
+    let trials = report["trials"].as_array().unwrap();
+    assert!(trials.iter().all(|trial| trial["kept"] == trial["why"].is_null()), "{report}");
+    // A machine that is busy with other things may not keep any rate.
+    match report["rate"].as_f64() {
+        Some(rate) => {
+            assert!(output.status.success(), "{error}");
+            assert_eq!(report["lower"], rate);
+            assert!(report["upper"].as_f64().is_none_or(|upper| upper > rate));
+            assert!(report["confidence"]["pass_probability_min"].as_f64().unwrap() > 0.5);
+            assert!(report["report"]["ops_per_sec"].as_f64().unwrap() > 0.0);
+        }
+        None => assert!(error.contains("does not keep the objectives"), "{error}"),
+    }
+    let output = bench(&format!("search --slo p50=1ns {short}"));
+    let error = text(&output.stderr);
+    assert_eq!(output.status.code(), Some(2), "{error}");
+    assert!(error.contains("even 1,000 op/s does not keep the objectives: "), "{error}");
+    assert!(text(&output.stdout).contains("no rate was found that keeps p50 ≤ 0.001 µs"));
+}
+
 /// Goal: bad input is refused in a sentence, with exit code 2, and nothing is written. Method: one of each.
 #[test]
 fn bad_input_is_refused() {
@@ -256,6 +285,12 @@ fn bad_input_is_refused() {
         ("compare udp tcp --transport udp", "--transport cannot be given here"),
         ("compare udp tcp --baseline xdp", "not among udp, tcp"),
         ("compare udp xdp --threads 2", "one core at each end"),
+        ("search --slo p98=1ms", "`p98` is no quantile"),
+        ("search --slo p99=1", "`1` is no time"),
+        ("search --slo p99=1ms --slo p99=2ms", "--slo names p99 twice"),
+        ("search --rate 5", "--rate cannot be given here"),
+        ("search --max-loss 2", "give a share of 0 to 1"),
+        ("search --target nowhere", "host:port"),
     ] {
         let output = place.run(arguments);
         let error = text(&output.stderr);

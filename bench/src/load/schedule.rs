@@ -9,7 +9,7 @@ use linerate_client::Instant;
 use rand::{RngExt, SeedableRng, rngs::Xoshiro256PlusPlus};
 
 /// Gaps of the exponential law that are dealt in one round; see [`Arrivals::Poisson`].
-const GAPS: usize = 1 << 16;
+pub(crate) const GAPS: usize = 1 << 16;
 
 /// Most operations of a burst.
 const BURST_MAX: u32 = 1_000_000;

@@ -1,0 +1,274 @@
+//! What a rate has to keep: latencies, loss, and the rate itself.
+
+use std::{fmt, str::FromStr};
+
+use serde::{Serialize, Serializer, ser::SerializeStruct};
+
+use crate::{
+    latency::LatencyUs,
+    load::schedule::{Arrivals, GAPS},
+    options::RunOptions,
+    output::{Report, shown},
+};
+
+/// Least share of the operations offered that must have been answered: below it generator or system are behind.
+const ACHIEVED_MIN: f64 = 0.999;
+
+/// Standard deviations by which the number of operations that are due may be below its mean.
+const CHANCE: f64 = 3.0;
+
+/// Longest latency that can be asked for in µs: that of [`crate::latency::LATENCY_NS_MAX`].
+const LIMIT_US_MAX: f64 = 60e6;
+
+/// The quantiles that a run reports.
+const QUANTILES: [Quantile; 6] = [
+    ("p50", 0.5, |latency| latency.p50),
+    ("p90", 0.9, |latency| latency.p90),
+    ("p99", 0.99, |latency| latency.p99),
+    ("p99.9", 0.999, |latency| latency.p999),
+    ("p99.99", 0.9999, |latency| latency.p9999),
+    ("max", 1.0, |latency| latency.max),
+];
+
+/// Name, share, and where it is.
+type Quantile = (&'static str, f64, fn(&LatencyUs) -> f64);
+
+/// Units of time in µs, the longer names first.
+const UNITS: [(&str, f64); 6] =
+    [("ns", 1e-3), ("us", 1.0), ("µs", 1.0), ("μs", 1.0), ("ms", 1e3), ("s", 1e6)];
+
+/// A quantile of the latencies and its limit.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Objective {
+    /// Index in [`QUANTILES`].
+    quantile: usize,
+    /// In µs.
+    limit_us: f64,
+}
+
+impl Objective {
+    /// Name of the quantile, as it is typed.
+    #[must_use]
+    pub const fn name(&self) -> &'static str {
+        QUANTILES[self.quantile].0
+    }
+
+    /// What was measured of it, in µs.
+    #[must_use]
+    pub fn of(&self, latency: &LatencyUs) -> f64 {
+        QUANTILES[self.quantile].2(latency)
+    }
+}
+
+impl fmt::Display for Objective {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} ≤ {} µs", self.name(), self.limit_us)
+    }
+}
+
+impl FromStr for Objective {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let (name, limit) = text.split_once('=').ok_or("give a quantile and its limit, such as p99=500us")?;
+        let plain = match name.trim() {
+            "p999" => "p99.9",
+            "p9999" => "p99.99",
+            name => name,
+        };
+        let quantile = QUANTILES.iter().position(|(known, ..)| *known == plain).ok_or_else(|| {
+            let known: Vec<_> = QUANTILES.iter().map(|(known, ..)| *known).collect();
+            format!("`{plain}` is no quantile: give one of {}", known.join(", "))
+        })?;
+        let limit = limit.trim();
+        let in_unit = UNITS.iter().find_map(|(unit, us)| {
+            let value: f64 = limit.strip_suffix(unit)?.trim().parse().ok()?;
+            Some(value * us)
+        });
+        let limit_us = in_unit.ok_or_else(|| {
+            format!("`{limit}` is no time: give a number and one of the units ns, us, ms and s")
+        })?;
+        if !(1e-3..=LIMIT_US_MAX).contains(&limit_us) {
+            return Err("give 1ns to 60s".to_owned());
+        }
+        Ok(Self { quantile, limit_us })
+    }
+}
+
+impl Serialize for Objective {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        let mut fields = serializer.serialize_struct("Objective", 2)?;
+        fields.serialize_field("quantile", &QUANTILES[self.quantile].1)?;
+        fields.serialize_field("limit_us", &self.limit_us)?;
+        fields.end()
+    }
+}
+
+/// What one run at a certain rate has shown.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct Trial {
+    /// Operations per second offered.
+    pub rate: f64,
+    /// Operations per second answered.
+    pub ops_per_sec: f64,
+    /// From the time that an operation was meant to begin.
+    pub latency_us: LatencyUs,
+    /// [`loss`] of the run.
+    pub loss: f64,
+    /// Requests sent again, which are no loss: their latency tells.
+    pub retransmits: u64,
+    /// Whether everything was kept.
+    pub kept: bool,
+    /// If not, the first thing that was not.
+    pub why: Option<String>,
+}
+
+impl Trial {
+    /// Judges a run at `rate`, in which so many operations less than it says may have been due by chance.
+    #[must_use]
+    pub fn of(report: &Report, rate: f64, by_chance: f64, slo: &[Objective], max_loss: f64) -> Self {
+        let (latency, loss) = (report.latency_us, loss(report));
+        // Gets that were told the answer of an equal one have been answered, too.
+        let achieved = report.ops_per_sec + report.coalesced_per_sec.unwrap_or(0.0);
+        let least = ACHIEVED_MIN * rate - by_chance / report.duration_s.max(1e-9);
+        let missed = slo.iter().find(|objective| objective.of(&latency) > objective.limit_us);
+        let why = if achieved < least {
+            let [achieved, rate] = [achieved, rate].map(|rate| shown(Some(rate), 0));
+            Some(format!("{achieved} op/s of {rate} were achieved"))
+        } else if loss > max_loss {
+            let Report { rx_overflow_drops, errors, outcome_unknown, .. } = report;
+            Some(format!(
+                "{rx_overflow_drops} datagrams were dropped at full queues, {errors} operations were not executed, and of \
+                 {outcome_unknown} the outcome is unknown"
+            ))
+        } else {
+            missed.map(|objective| {
+                let us = shown(Some(objective.of(&latency)), 1);
+                format!("{} was {us} µs, the limit is {} µs", objective.name(), objective.limit_us)
+            })
+        };
+        let (ops_per_sec, retransmits) = (achieved, report.retransmits);
+        Self { rate, ops_per_sec, latency_us: latency, loss, retransmits, kept: why.is_none(), why }
+    }
+}
+
+/// Operations by which those that are due within the run's time may be fewer than its rate says, by chance.
+#[must_use]
+pub(crate) fn by_chance(options: &RunOptions, rate: f64) -> f64 {
+    let (each, sessions) = (rate * options.duration / options.clients() as f64, options.clients() as f64);
+    match options.arrivals() {
+        // One of each session may be due a moment before or after.
+        Arrivals::Fixed => sessions,
+        Arrivals::Burst(count) => sessions * f64::from(count),
+        // The gaps of a session are dealt out of a pack: they are off by chance as far as it is not finished, the most in its
+        // middle.
+        Arrivals::Poisson => CHANCE * (sessions * each.min(GAPS as f64 / 4.0)).sqrt(),
+    }
+}
+
+/// What was lost, per operation: datagrams that found a receive queue full, operations that were not executed, and those
+/// whose outcome is unknown. A datagram has several operations, and is sent again; so this is no share of operations, and
+/// may even be above 1, but it is 0 exactly when nothing was lost anywhere that is counted.
+#[must_use]
+pub fn loss(report: &Report) -> f64 {
+    let lost = report.rx_overflow_drops + report.errors + report.outcome_unknown;
+    lost as f64 / (report.ops + report.errors + report.outcome_unknown).max(1) as f64
+}
+
+/// Parses a share, 0 to 1, or one in per cent.
+pub(crate) fn share(text: &str) -> Result<f64, String> {
+    let (number, factor) = text.strip_suffix('%').map_or((text, 1.0), |number| (number.trim_end(), 0.01));
+    let share =
+        number.parse::<f64>().map_err(|_| format!("`{text}` is no share: give one such as 0.02 or 2%"))?;
+    let share = share * factor;
+    if (0.0..=1.0).contains(&share) { Ok(share) } else { Err("give a share of 0 to 1".to_owned()) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::output::tests::report;
+
+    /// Goal: objectives are understood as typed. Method: all quantiles and units, and one mistake after the other.
+    #[test]
+    fn objectives_are_parsed() {
+        for (text, quantile, limit_us) in [
+            ("p50=20us", 0.5, 20.0),
+            ("p90=20µs", 0.9, 20.0),
+            ("p99=500us", 0.99, 500.0),
+            ("p99.9=2ms", 0.999, 2_000.0),
+            ("p999 = 2 ms", 0.999, 2_000.0),
+            ("p9999=0.5s", 0.9999, 500_000.0),
+            ("p99.99=250ns", 0.9999, 0.25),
+            ("max=60s", 1.0, 60e6),
+        ] {
+            let objective: Objective = text.parse().unwrap();
+            let json = serde_json::to_value(objective).unwrap();
+            assert_eq!(json, serde_json::json!({ "quantile": quantile, "limit_us": limit_us }), "{text}");
+        }
+        for (text, expected) in [
+            ("p99", "give a quantile and its limit"),
+            ("p98=1ms", "`p98` is no quantile: give one of p50, p90, p99, p99.9, p99.99, max"),
+            ("p99=5", "`5` is no time"),
+            ("p99=fast", "`fast` is no time"),
+            ("p99=0us", "give 1ns to 60s"),
+            ("p99=-1us", "give 1ns to 60s"),
+            ("p99=nans", "give 1ns to 60s"),
+            ("p99=61s", "give 1ns to 60s"),
+        ] {
+            let error = text.parse::<Objective>().unwrap_err();
+            assert!(error.starts_with(expected), "{text}: {error}");
+        }
+        assert_eq!("p999=2ms".parse::<Objective>().unwrap().to_string(), "p99.9 ≤ 2000 µs");
+    }
+
+    #[test]
+    fn shares_are_parsed() {
+        for (text, expected) in [("0", Ok(0.0)), ("0.02", Ok(0.02)), ("50%", Ok(0.5)), ("100 %", Ok(1.0))] {
+            assert_eq!(share(text), expected);
+        }
+        for text in ["", "%", "two", "1.1", "-1%", "nan"] {
+            assert!(share(text).is_err(), "{text}");
+        }
+    }
+
+    /// Goal: chance is allowed for as far as the law has it. Method: laws, rates and sessions with a known answer.
+    #[test]
+    fn chance_depends_on_the_law() {
+        let options = |words: &[&str]| {
+            let words = words.iter().map(|&word| word.to_owned());
+            RunOptions::of_arguments(&words.chain(["--rate=1".to_owned()]).collect::<Vec<_>>()).unwrap()
+        };
+        let short = options(&["--duration=2"]);
+        assert_eq!(by_chance(&short, 1_250.0), 150.0);
+        assert_eq!(by_chance(&short, 1e6), 384.0, "half of a pack is off by 128");
+        assert_eq!(by_chance(&options(&["--sessions=4"]), 1e6), 768.0);
+        assert_eq!(by_chance(&options(&["--sessions=4", "--arrivals=fixed"]), 1e6), 4.0);
+        assert_eq!(by_chance(&options(&["--sessions=4", "--arrivals=burst:100"]), 1e6), 400.0);
+    }
+
+    /// Goal: each thing that is not kept is told, and nothing else. Method: a run that keeps all, and one change each.
+    #[test]
+    fn runs_are_judged() {
+        let slo = ["p99=100us".parse().unwrap(), "max=5ms".parse().unwrap()];
+        let good = Report { ops_per_sec: 1e6, ops: 8_000_000, ..report() };
+        let judge = |report: &Report, rate, max_loss| Trial::of(report, rate, 272.0, &slo, max_loss);
+        let trial = judge(&good, 1e6, 0.0);
+        assert!(
+            trial.kept && trial.why.is_none() && trial.loss == 0.0 && trial.retransmits == 2,
+            "{trial:?}"
+        );
+        let why = |report: &Report, rate| judge(report, rate, 0.0).why.unwrap();
+        assert_eq!(why(&good, 1_003_000.0), "1,000,000 op/s of 1,003,000 were achieved");
+        assert!(judge(&Report { coalesced_per_sec: Some(2_000.0), ..good.clone() }, 1_003_000.0, 0.0).kept);
+        // 34 a second may be missing by chance in 8 s.
+        let sparse = |ops_per_sec| Report { ops_per_sec, ..good.clone() };
+        assert!(judge(&sparse(970.0), 1_000.0, 0.0).kept && !judge(&sparse(960.0), 1_000.0, 0.0).kept);
+        let slow = Report { latency_us: LatencyUs { p99: 612.34, ..good.latency_us }, ..good.clone() };
+        assert_eq!(why(&slow, 1e6), "p99 was 612.3 µs, the limit is 100 µs");
+        let lost = Report { rx_overflow_drops: 3, errors: 1, outcome_unknown: 4, ..good };
+        assert!(why(&lost, 1e6).starts_with("3 datagrams were dropped"));
+        assert!((loss(&lost) - 1e-6).abs() < 1e-9);
+        assert!(judge(&lost, 1e6, 1e-5).kept);
+    }
+}
