@@ -29,8 +29,6 @@ pub(super) struct Pusher {
     sequence: u64,
     /// The batch being pushed, and how many of its operations are still to come.
     current: Option<(u32, usize)>,
-    /// A draw that found no room.
-    waiting: Option<Draw>,
     value: Box<[u8]>,
 }
 
@@ -48,7 +46,6 @@ impl Pusher {
             client,
             sequence: 0,
             current: None,
-            waiting: None,
             value: vec![0; value_len.lens().max()].into(),
         }
     }
@@ -88,38 +85,44 @@ impl Pusher {
                 }
             };
             while left > 0 {
-                let draw = self.waiting.take().unwrap_or_else(|| stream.next().expect("streams never end"));
                 if let (Some(check), Some(draw)) = (&tally.check, stream.ahead(LOOK_AHEAD)) {
                     check.expect(draw.record());
                 }
+                let drawn = stream.current();
                 let resolved = match &tally.inserts {
-                    Some(inserts) if draw.kind().is_relative() => inserts.resolve(&draw),
-                    _ => Some(draw),
-                };
-                let Some(resolved) = resolved else {
-                    self.waiting = Some(draw);
-                    self.current = Some((index, left));
-                    return Ok(has_pushed);
-                };
-                let place = Place::of(index, self.batch - left, tally.is_open);
-                let key = stream.key(&resolved);
-                match self.push(now, session, &resolved, key, place, tally.check.as_mut()) {
-                    Ok(()) => {
-                        left -= 1;
-                        has_pushed = true;
-                        if let Some(inserts) = &mut tally.inserts
-                            && resolved.kind() == Kind::Insert
-                        {
-                            inserts.pushed();
+                    Some(inserts) if drawn.kind().is_relative() => match inserts.resolve(drawn) {
+                        Some(resolved) => Some(resolved),
+                        None => {
+                            self.current = Some((index, left));
+                            return Ok(has_pushed);
                         }
-                    }
+                    },
+                    _ => None,
+                };
+                let draw = resolved.as_ref().unwrap_or(drawn);
+                let place = Place::of(index, self.batch - left, tally.is_open);
+                let check = tally.check.as_mut();
+                let pushed = if draw.is_traced() {
+                    self.push_traced(now, session, draw, stream.key(draw), place, check)
+                } else {
+                    self.push(now, session, draw, draw.key(), place, check)
+                };
+                match pushed {
+                    Ok(()) => {}
                     Err(PushError::Full) => {
-                        self.waiting = Some(draw);
                         self.current = Some((index, left));
                         return Ok(has_pushed);
                     }
                     Err(error) => return Err(io::Error::other(error)),
                 }
+                if let Some(inserts) = &mut tally.inserts
+                    && draw.kind() == Kind::Insert
+                {
+                    inserts.pushed();
+                }
+                stream.advance();
+                left -= 1;
+                has_pushed = true;
             }
         }
     }
@@ -146,7 +149,22 @@ impl Pusher {
         Ok(true)
     }
 
-    #[inline]
+    /// [`push`](Self::push) for an operation of a trace, whose key is elsewhere. Were it called with either key, the key would
+    /// have to be written to memory and read back for each operation of the others, too.
+    #[inline(never)]
+    fn push_traced<P: Port>(
+        &mut self,
+        now: Instant,
+        session: &mut Session<P>,
+        draw: &Draw,
+        key: Key<'_>,
+        place: Place,
+        check: Option<&mut ThreadCheck<'_>>,
+    ) -> Result<(), PushError> {
+        self.push(now, session, draw, key, place, check)
+    }
+
+    #[inline(always)]
     pub(super) fn push<P: Port>(
         &mut self,
         now: Instant,
@@ -183,7 +201,7 @@ impl Pusher {
         tag: u64,
     ) -> Result<u64, PushError> {
         if draw.is_traced() {
-            return self.push_traced(now, session, draw, key, tag);
+            return self.push_traced_write(now, session, draw, key, tag);
         }
         // Lengths need not be random, only mixed: a multiplication spreads the sequence over the range.
         let random = (self.sequence.wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 32) as u32;
@@ -196,7 +214,7 @@ impl Pusher {
     }
 
     /// A write as a trace has it.
-    fn push_traced<P: Port>(
+    fn push_traced_write<P: Port>(
         &mut self,
         now: Instant,
         session: &mut Session<P>,

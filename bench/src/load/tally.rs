@@ -46,29 +46,28 @@ impl Tally<'_> {
     #[inline]
     pub(super) fn take(&mut self, ended: Ended<'_>, clock: impl Fn() -> Instant) {
         let tag = Tag(ended.tag);
-        let kind = tag.kind();
         let report = &mut self.report;
         let mut is_wrong = false;
         match ended.outcome {
             // An addition tells the number that was there.
-            Outcome::Value(_) if kind.is_write() => report.puts += 1,
+            Outcome::Value(_) if tag.is_write() => report.puts += 1,
             Outcome::Value(value) => {
                 report.gets += 1;
                 report.hits += 1;
-                if self.verify && kind != Kind::GetNumber {
+                if self.verify && tag.kind() != Kind::GetNumber {
                     is_wrong = !check(value, tag.record(), self.value_len);
                     report.wrong_values += u64::from(is_wrong);
                 } else {
                     report.touched ^= touch(value);
                 }
             }
-            Outcome::NotFound if kind.is_write() => {
+            Outcome::NotFound if tag.is_write() => {
                 report.puts += 1;
-                report.conditions_unmet += u64::from(kind == Kind::PutIfPresent);
+                report.conditions_unmet += u64::from(tag.kind() == Kind::PutIfPresent);
             }
             Outcome::NotFound => report.gets += 1,
             Outcome::Done => report.puts += 1,
-            Outcome::NotExecuted(reason) if is_condition(kind, reason) => {
+            Outcome::NotExecuted(reason) if is_condition(tag.kind(), reason) => {
                 report.puts += 1;
                 report.conditions_unmet += 1;
             }
@@ -79,8 +78,8 @@ impl Tally<'_> {
             check.ended(tag.answered(is_wrong), &ended);
         }
         let mut goes_on = false;
-        if kind.has_sequel() {
-            match kind {
+        if tag.has_sequel() {
+            match tag.kind() {
                 Kind::Rmw => {
                     goes_on = matches!(ended.outcome, Outcome::Value(_) | Outcome::NotFound);
                     if goes_on {
@@ -219,12 +218,22 @@ pub(super) struct Tag(pub(super) u64);
 impl Tag {
     pub(super) const fn new(place: Place, draw: &Draw, lane: LaneNumber) -> Self {
         let operation = (draw.is_put() as u64) << 33 | (lane.bits() as u64) << 31 | draw.record() as u64;
-        let kind = (draw.kind() as u64) << 58;
+        let kind = (draw.kind_bits() as u64) << 58;
         Self(kind | (place.batch as u64) << 42 | (place.position as u64) << 34 | operation)
     }
 
     pub(super) const fn kind(self) -> Kind {
         Kind::from_bits((self.0 >> 58) as u8)
+    }
+
+    /// Whether it writes: as [`Kind::is_write`], at less cost.
+    const fn is_write(self) -> bool {
+        self.0 >> 33 & 1 == 1
+    }
+
+    /// As [`Kind::has_sequel`], at less cost.
+    const fn has_sequel(self) -> bool {
+        self.0 >> 58 >= Kind::Insert as u64
     }
 
     pub(super) const fn place(self) -> Place {
@@ -239,7 +248,7 @@ impl Tag {
         Answered {
             place: self.place().index(),
             record: self.record(),
-            is_put: self.0 >> 33 & 1 == 1,
+            is_put: self.is_write(),
             lane: LaneNumber::from_bits((self.0 >> 31) as u8),
             is_wrong,
         }
@@ -296,6 +305,7 @@ mod tests {
     fn end(tally: &mut Tally<'_>, place: Place, kind: Kind, outcome: Outcome<'_>) {
         let tag = Tag::new(place, &Draw::new(7, kind), LaneNumber::NONE);
         assert_eq!((tag.kind(), tag.record()), (kind, 7));
+        assert_eq!((tag.is_write(), tag.has_sequel()), (kind.is_write(), kind.has_sequel()));
         assert_eq!((tag.place().batch, tag.place().position), (place.batch, place.position));
         let ended = Ended { tag: tag.0, outcome, version: 0, ttl_ms: None, data_epoch: 0 };
         tally.take(ended, || Instant::from_nanos(3_000));

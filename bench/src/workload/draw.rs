@@ -175,7 +175,14 @@ impl Draw {
     #[inline]
     #[must_use]
     pub const fn kind(&self) -> Kind {
-        Kind::from_bits(self.kind_and_key_len >> 4)
+        Kind::from_bits(self.kind_bits())
+    }
+
+    /// The same as a number below 16, as [`Kind::from_bits`] takes it.
+    #[inline]
+    #[must_use]
+    pub const fn kind_bits(&self) -> u8 {
+        self.kind_and_key_len >> 4
     }
 
     /// Whether it writes; otherwise it gets.

@@ -171,6 +171,23 @@ impl Stream {
         self.inserts.as_ref().map(|(inserts, thread)| inserts.lane(*thread))
     }
 
+    /// The operation that comes next. Borrowed rather than copied: a copy is written in parts and read whole, for which the
+    /// CPU has to wait until the parts are in its cache.
+    #[inline]
+    #[must_use]
+    pub fn current(&self) -> &Draw {
+        &self.draws[self.next]
+    }
+
+    /// Goes on to the operation after it.
+    #[inline]
+    pub fn advance(&mut self) {
+        self.next += 1;
+        if self.next == self.draws.len() {
+            self.next = 0;
+        }
+    }
+
     /// The operation that comes `ahead` operations after the next one, if that is in the same cycle.
     #[inline]
     #[must_use]
@@ -190,11 +207,8 @@ impl Iterator for Stream {
 
     #[inline]
     fn next(&mut self) -> Option<Draw> {
-        let draw = self.draws[self.next];
-        self.next += 1;
-        if self.next == self.draws.len() {
-            self.next = 0;
-        }
+        let draw = *self.current();
+        self.advance();
         Some(draw)
     }
 }
