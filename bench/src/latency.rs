@@ -1,28 +1,38 @@
 //! Latency histograms of a run and the figures reported of them.
 
-use hdrhistogram::Histogram;
+use hdrhistogram::{
+    Histogram,
+    serialization::{Serializer as _, V2Serializer},
+};
 use serde::{Deserialize, Serialize};
 
 /// Longest latency that is told apart, in ns; longer ones count as this. 60 s is beyond every deadline of a client.
 pub const LATENCY_NS_MAX: u64 = 60_000_000_000;
 
 /// Significant decimal digits kept: a reported latency is at most 0.1 % above the true one. Costs 220 KiB per
-/// histogram, of which a run touches a few cache lines.
+/// histogram, of which recording touches a few cache lines.
 const DIGITS: u8 = 3;
 
 /// Points of a distribution between one half of what is left and the next.
 const POINTS_PER_HALF: u32 = 5;
 
-/// Latencies in ns, 1 ns to 60 s, saturating at both ends. One per thread, merged after the run.
-#[derive(Clone, Debug)]
-pub struct LatencyHistogram(Histogram<u64>);
+/// Latencies in ns, 1 ns to 60 s, saturating at both ends. One per thread and second, merged as they come.
+///
+/// It takes its memory with the first latency: then, and when it is emptied, 220 KiB are written.
+#[derive(Clone, Debug, Default)]
+pub struct LatencyHistogram(Option<Box<Histogram<u64>>>);
 
 impl LatencyHistogram {
-    /// An empty histogram. It never grows, so that recording never allocates.
+    /// An empty histogram.
     #[must_use]
-    pub fn new() -> Self {
+    pub const fn new() -> Self {
+        Self(None)
+    }
+
+    fn with_memory() -> Box<Histogram<u64>> {
         let histogram = Histogram::new_with_bounds(1, LATENCY_NS_MAX, DIGITS);
-        Self(histogram.expect("1 to 6e10 with three digits is a legal range"))
+        // It never grows.
+        Box::new(histogram.expect("1 to 6e10 with three digits is a legal range"))
     }
 
     /// Records one latency in ns.
@@ -35,32 +45,49 @@ impl LatencyHistogram {
     /// sent and answered together.
     #[inline]
     pub fn record_n(&mut self, latency_ns: u64, count: u64) {
-        self.0.saturating_record_n(latency_ns.max(1), count);
+        let histogram = self.0.get_or_insert_with(Self::with_memory);
+        histogram.saturating_record_n(latency_ns.max(1), count);
     }
 
     /// Adds what another thread has recorded.
     pub fn merge(&mut self, other: &Self) {
-        self.0.add(&other.0).expect("all histograms have the same range");
+        match (&mut self.0, &other.0) {
+            (Some(own), Some(other)) => own.add(&**other).expect("all histograms have the same range"),
+            (own @ None, Some(other)) => *own = Some(other.clone()),
+            (_, None) => {}
+        }
+    }
+
+    /// The same memory with nothing in it.
+    #[must_use]
+    pub fn emptied(mut self) -> Self {
+        if let Some(histogram) = &mut self.0
+            && !histogram.is_empty()
+        {
+            histogram.reset();
+        }
+        self
     }
 
     /// Latencies recorded.
     #[must_use]
     pub fn count(&self) -> u64 {
-        self.0.len()
+        self.0.as_ref().map_or(0, |histogram| histogram.len())
     }
 
     /// The reported figures; all 0 when nothing was recorded.
     #[must_use]
     pub fn summary(&self) -> LatencyUs {
+        let Some(histogram) = &self.0 else { return LatencyUs::default() };
         let us = |latency_ns: u64| latency_ns as f64 / 1e3;
-        let quantile = |quantile| us(self.0.value_at_quantile(quantile));
+        let quantile = |quantile| us(histogram.value_at_quantile(quantile));
         LatencyUs {
             p50: quantile(0.5),
             p90: quantile(0.9),
             p99: quantile(0.99),
             p999: quantile(0.999),
             p9999: quantile(0.9999),
-            max: us(self.0.max()),
+            max: us(histogram.max()),
         }
     }
 
@@ -68,11 +95,10 @@ impl LatencyHistogram {
     /// one half of what is left to the next, which makes the tail as fine as the middle; empty when nothing was recorded.
     #[must_use]
     pub fn distribution(&self) -> Vec<[f64; 2]> {
-        if self.0.is_empty() {
+        let Some(histogram) = self.0.as_ref().filter(|histogram| !histogram.is_empty()) else {
             return Vec::new();
-        }
-        let points = self
-            .0
+        };
+        let points = histogram
             .iter_quantiles(POINTS_PER_HALF)
             .map(|point| [point.value_iterated_to() as f64 / 1e3, point.quantile()]);
         let mut points: Vec<_> = points.collect();
@@ -85,15 +111,17 @@ impl LatencyHistogram {
         points
     }
 
-    /// The histogram itself, in ns.
-    pub(crate) const fn inner(&self) -> &Histogram<u64> {
-        &self.0
-    }
-}
-
-impl Default for LatencyHistogram {
-    fn default() -> Self {
-        Self::new()
+    /// The histogram in HdrHistogram's format V2, in ns.
+    #[must_use]
+    pub fn to_v2(&self) -> Vec<u8> {
+        let mut bytes = Vec::new();
+        let mut serializer = V2Serializer::new();
+        let written = match &self.0 {
+            Some(histogram) => serializer.serialize(histogram, &mut bytes),
+            None => serializer.serialize(&Self::with_memory(), &mut bytes),
+        };
+        written.expect("memory takes whatever is written to it");
+        bytes
     }
 }
 

@@ -29,7 +29,7 @@ use crate::{
     compare::CompareOptions,
     line_rate::ModelOptions,
     load::{
-        LoadPlan,
+        LoadPlan, LoadTimes,
         schedule::{Arrivals, Pace},
     },
     output::{Config, JsonTarget, memory_bytes},
@@ -637,7 +637,6 @@ impl RunOptions {
         is_crowded: bool,
         checker: Option<&Checker>,
     ) -> LoadPlan {
-        let (warmup, duration) = self.times();
         let pace = self.rate.map(|rate| Pace {
             rate: rate / self.clients() as f64,
             arrivals: self.arrivals(),
@@ -652,11 +651,14 @@ impl RunOptions {
             value_len: self.values(),
             verify: self.verifies(),
             sleeps: is_crowded,
-            warmup,
-            duration,
-            interval: self.interval(),
-            patience: self.session().timeout,
         }
+    }
+
+    /// When what clients do is counted.
+    #[must_use]
+    pub fn load_times(&self) -> LoadTimes {
+        let (warmup, duration) = self.times();
+        LoadTimes { warmup, duration, interval: self.interval(), patience: self.session().timeout }
     }
 
     /// Whether clients, servers and host are looked at each second.

@@ -35,8 +35,13 @@ pub struct Report {
     /// `closed`: a batch is begun when one has ended; `open`: operations are begun when they are due.
     #[serde(rename = "loop")]
     pub loop_kind: &'static str,
-    /// Operations per second that were due, in an open loop.
+    /// Operations per second that were asked for, in an open loop.
     pub offered_ops_per_sec: Option<f64>,
+    /// Operations per second that were due in the measured time: what was asked for, but for chance.
+    pub due_ops_per_sec: Option<f64>,
+    /// Of the operations that were due, those per second that were answered in the measured time: a read-modify-write is one
+    /// here, and two in `ops_per_sec`.
+    pub achieved_ops_per_sec: Option<f64>,
     /// How an embedded server's port works here, for people; `None` for others and for a ceiling.
     pub mode: Option<String>,
     /// Operations per second of the measured time that travelled and were answered.
@@ -468,6 +473,8 @@ pub(crate) mod tests {
             failure: None,
             loop_kind: "closed",
             offered_ops_per_sec: None,
+            due_ops_per_sec: None,
+            achieved_ops_per_sec: None,
             mode: Some("UDP sockets, in trains".to_owned()),
             ops_per_sec: 41_234_567.0,
             gets_per_sec: 39_172_839.0,

@@ -37,7 +37,7 @@ use crate::{
         versions::{Snapshot, VersionTable},
     },
     core_to_core::core_to_core_ns,
-    load::{Interval, Lane, LoadReport, preload, run_load},
+    load::{Interval, Lane, LoadReport, interval_end, preload, run_load},
     null::null,
     options::{Cpus, RunOptions},
     output::{Environment, Kind, Report},
@@ -297,7 +297,7 @@ pub(crate) fn run_over<P: Port, Q: Port>(
         None => Elsewhere::Nobody,
     };
     let check = match (checker, watch_check) {
-        (Some(checker), Some(watch)) if after.is_some() => Some(checker.finish(watch, elsewhere, look)?),
+        (Some(checker), Some(watch)) => Some(checker.finish(watch, elsewhere, look)?),
         _ => None,
     };
     // Without its last word what a server has counted is unknown.
@@ -313,6 +313,7 @@ pub(crate) fn run_over<P: Port, Q: Port>(
         together.statistics =
             cores.map(|(addr, (before, after))| CoreStatistics { addr, before, after }).collect();
     }
+    let cpu_pct_of_each = if is_told { cpu_pct_of_each(&before, &after) } else { Vec::new() };
     let [before, after] = [before, after].map(|cores| sum(cores.into_iter().map(|values| *values)));
     drop(control);
     let embedded = server.is_some();
@@ -364,6 +365,7 @@ pub(crate) fn run_over<P: Port, Q: Port>(
             &report,
             &total,
             &Judged {
+                server_cpu_pct: cpu_pct_of_each,
                 losses,
                 nic: nic.as_ref(),
                 server_spins: !is_embedded_and_sleeps,
@@ -382,6 +384,8 @@ pub(crate) fn run_over<P: Port, Q: Port>(
 pub(crate) struct Judged<'a> {
     pub(crate) losses: Losses,
     pub(crate) nic: Option<&'a NicFacts>,
+    /// CPU time of each server core in per cent of one CPU.
+    pub(crate) server_cpu_pct: Vec<f64>,
     /// Whether nothing is known of how busy servers are.
     pub(crate) server_spins: bool,
     pub(crate) is_crowded: bool,
@@ -401,7 +405,7 @@ pub(crate) fn judge(
         client_cpu_pct: vec![report.client_cpu_pct / threads as f64; threads],
         clients_spin: !judged.is_crowded,
         client_busy_share: Some(report.client_busy_share),
-        server_cpu_pct: report.server_cpu_pct.into_iter().collect(),
+        server_cpu_pct: judged.server_cpu_pct.clone(),
         server_spins: judged.server_spins,
         server_busy_share: if judged.server_spins { None } else { busy() },
         series: report.series.points.iter().map(|point| point.ops_per_sec).collect(),
@@ -495,20 +499,28 @@ impl Load<'_> {
     ) -> anyhow::Result<Measured> {
         let threads = self.cpus.len();
         let mut shares: Vec<Vec<(u16, Stream)>> = (0..threads).map(|_| Vec::new()).collect();
-        let clients = streams.len();
         for (index, stream) in streams.into_iter().enumerate() {
             shares[index % threads].push((index as u16 + 1, stream));
         }
         let meetings = Meetings { begin: Rendezvous::new(threads + 1), end: Rendezvous::new(threads) };
-        let mut collector = Collector::new(clients, self.options.interval());
+        let halt = AtomicBool::new(false);
+        let mut collector = Collector::new(threads, self.options.interval());
         let (send, receive) = channel();
         thread::scope(|scope| {
             let threads: Vec<_> = shares
                 .into_iter()
                 .zip(self.cpus)
-                .map(|(share, &cpu)| {
-                    let (meetings, connect, send) = (&meetings, &connect, send.clone());
-                    scope.spawn(move || self.client_thread(meetings, share, cpu, connect, send))
+                .enumerate()
+                .map(|(index, (share, &cpu))| {
+                    let (meetings, halt, connect, send) = (&meetings, &halt, &connect, send.clone());
+                    scope.spawn(move || {
+                        let _arrives = Arrives(meetings);
+                        let ended = self.client_thread(index, meetings, halt, share, cpu, connect, send);
+                        if ended.is_err() {
+                            halt.store(true, Ordering::Relaxed);
+                        }
+                        ended
+                    })
                 })
                 .collect();
             drop(send);
@@ -519,18 +531,21 @@ impl Load<'_> {
             match &agreed {
                 Ok(at) => thread::sleep(at.saturating_duration_since(Instant::now())),
                 // The threads begin all the same, to end at once.
-                Err(_) => self.stop.store(true, Ordering::Relaxed),
+                Err(_) => halt.store(true, Ordering::Relaxed),
             }
             meetings.begin.arrive();
             let begun = SystemTime::now() + self.options.times().0;
-            let watched = self.watch(beside, &receive, &mut collector);
-            // They end by themselves, and what they say until then waits in the channel.
+            let watched = self.watch(beside, &halt, &receive, &mut collector);
+            if watched.is_err() {
+                halt.store(true, Ordering::Relaxed);
+            }
+            // Until the last thread has ended.
+            receive.iter().for_each(|told| told.give_to(&mut collector));
             let ended: Vec<anyhow::Result<()>> = threads
                 .into_iter()
                 .map(|thread| thread.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic)))
                 .collect();
             let ended = ended.into_iter().collect::<anyhow::Result<()>>();
-            receive.try_iter().for_each(|interval| collector.take(&interval));
             collector.finish();
             agreed?;
             if collector.total().elapsed.is_zero() {
@@ -548,31 +563,22 @@ impl Load<'_> {
         })
     }
 
+    #[expect(clippy::too_many_arguments, reason = "all that a thread is given")]
     fn client_thread<P: Port>(
         &self,
+        index: usize,
         meetings: &Meetings,
+        halt: &AtomicBool,
         share: Vec<(u16, Stream)>,
         cpu: usize,
         connect: impl Fn(u64) -> Result<Session<P>, ConnectError>,
-        send: Sender<Interval>,
+        send: Sender<Told>,
     ) -> anyhow::Result<()> {
-        // All threads begin together, also when one could not connect: the others must not wait for it.
-        let sessions = pin_to_core(cpu).map_err(anyhow::Error::from).and_then(|()| {
-            let numbers = share.iter().map(|&(number, _)| number);
-            let sessions: Vec<_> = numbers.map(|number| connect(number.into())).collect::<Result<_, _>>()?;
-            // Everything is open.
-            drop_all()?;
-            Ok(sessions)
-        });
-        let mut sessions = match sessions {
-            Ok(sessions) => sessions,
-            Err(error) => {
-                meetings.begin.arrive();
-                meetings.end.arrive();
-                return Err(error);
-            }
-        };
-        let met = meetings.begin.meet(&mut sessions);
+        pin_to_core(cpu)?;
+        let numbers = share.iter().map(|&(number, _)| number);
+        let mut sessions: Vec<_> = numbers.map(|number| connect(number.into())).collect::<Result<_, _>>()?;
+        // Everything is open.
+        drop_all()?;
         let mut lanes: Vec<_> = sessions
             .iter_mut()
             .zip(share)
@@ -581,12 +587,20 @@ impl Load<'_> {
                 Lane::new(session, stream, plan, self.checker)
             })
             .collect();
-        // That nobody listens any more is no reason to stop.
-        let mut sink = |interval| drop(send.send(interval));
-        let result = met.and_then(|()| run_load(&mut lanes, self.live, self.stop, &mut sink));
-        drop(lanes);
-        let met = meetings.end.meet(&mut sessions);
-        result.and(met).context("a client thread lost its port")
+        let lost = "a client thread lost its port";
+        meetings.begin.meet(&mut lanes, halt).context(lost)?;
+        let (give_back, spare) = channel();
+        let sink = |interval, report| {
+            let told = Told {
+                interval: Interval { thread: index, index: interval, report },
+                give_back: give_back.clone(),
+            };
+            // That nobody listens any more is no reason to stop.
+            let _ = send.send(told);
+            spare.try_recv().unwrap_or_default()
+        };
+        run_load(&mut lanes, &self.options.load_times(), self.live, halt, sink).context(lost)?;
+        meetings.end.meet(&mut lanes, halt).context(lost)
     }
 
     /// Shows progress while the threads run, collects what they count, and looks at servers and host at the beginning of
@@ -594,7 +608,8 @@ impl Load<'_> {
     fn watch(
         &self,
         beside: &mut Beside<'_, '_>,
-        receive: &Receiver<Interval>,
+        halt: &AtomicBool,
+        receive: &Receiver<Told>,
         collector: &mut Collector,
     ) -> anyhow::Result<Watched> {
         let options = self.options;
@@ -602,10 +617,15 @@ impl Load<'_> {
         let begun = Instant::now();
         let bar = progress_bar((warmup + duration).as_millis() as u64, "measuring");
         let (mut eyes, mut looks) = (None, Vec::new());
-        let mut next_look = warmup + options.interval();
+        let look_after = |from| warmup + interval_end(from, options.interval(), duration);
+        let mut next_look = look_after(Duration::ZERO);
         let mut stall = options.stall_at();
         let mut last = (Instant::now(), 0);
-        while begun.elapsed() < warmup + duration && !self.stop.load(Ordering::Relaxed) {
+        while begun.elapsed() < warmup + duration && !halt.load(Ordering::Relaxed) {
+            if self.stop.load(Ordering::Relaxed) {
+                halt.store(true, Ordering::Relaxed);
+                break;
+            }
             if eyes.is_none() && begun.elapsed() >= warmup {
                 eyes = Some(Eyes::open(beside, self.host.filter(|_| options.watches()))?);
                 (beside.probe)()?;
@@ -618,10 +638,10 @@ impl Load<'_> {
                 until = until.min(at);
             }
             thread::sleep(PROGRESS_INTERVAL.min(until.saturating_sub(begun.elapsed())));
-            receive.try_iter().for_each(|interval| collector.take(&interval));
+            receive.try_iter().for_each(|told| told.give_to(collector));
             // The last one is taken at the end.
             if begun.elapsed() >= next_look && next_look < warmup + duration {
-                next_look += options.interval();
+                next_look = look_after(next_look - warmup);
                 if let Some(eyes) = &mut eyes {
                     // A server that does not answer now may do so later.
                     looks.push(eyes.look(beside).0);
@@ -707,6 +727,31 @@ struct Meetings {
     end: Rendezvous,
 }
 
+/// Has a thread arrive everywhere when it ends, however it ends: the others must not wait for it.
+struct Arrives<'a>(&'a Meetings);
+
+impl Drop for Arrives<'_> {
+    fn drop(&mut self) {
+        // More than are expected is no harm: whoever ends regularly has met the others already.
+        self.0.begin.arrive();
+        self.0.end.arrive();
+    }
+}
+
+/// What a client thread has counted, and where the memory of it goes when that has been added up.
+struct Told {
+    interval: Interval,
+    give_back: Sender<LoadReport>,
+}
+
+impl Told {
+    fn give_to(self, collector: &mut Collector) {
+        collector.take(&self.interval);
+        // A thread that has ended needs none.
+        let _ = self.give_back.send(self.interval.report.emptied());
+    }
+}
+
 /// Where threads wait for each other, each in its own way.
 struct Rendezvous {
     expected: usize,
@@ -730,14 +775,14 @@ impl Rendezvous {
         self.arrived.load(Ordering::Acquire) + 1 >= self.expected
     }
 
-    /// Waits for the others, and goes on to look after the sessions' ports meanwhile: datagrams for another thread may
-    /// come in there.
-    fn meet<P: Port>(&self, sessions: &mut [Session<P>]) -> io::Result<()> {
+    /// Waits for the others, unless one has failed, and goes on to look after the sessions' ports meanwhile: datagrams for
+    /// another thread may come in there. Whoever meets arrives by what [`Arrives`] does at the latest.
+    fn meet<P: Port>(&self, lanes: &mut [Lane<'_, P>], halt: &AtomicBool) -> io::Result<()> {
         self.arrive();
-        while !self.is_complete() {
+        while !self.is_complete() && !halt.load(Ordering::Relaxed) {
             let mut arrived = 0;
-            for session in &mut *sessions {
-                arrived += session.poll(session.now(), &mut |_| {})?;
+            for lane in &mut *lanes {
+                arrived += lane.look_after()?;
             }
             if arrived == 0 {
                 thread::sleep(RENDEZVOUS_INTERVAL);
@@ -774,6 +819,16 @@ fn snapshot<P: Port>(control: &mut Session<P>) -> anyhow::Result<Snapshot> {
 /// The statistics of all cores together.
 fn statistics<P: Port>(control: &mut Session<P>) -> anyhow::Result<[u64; STAT_COUNT]> {
     Ok(sum(each_core(control)?.into_iter().map(|values| *values)))
+}
+
+/// CPU time of each core between two readings, in per cent of one CPU.
+fn cpu_pct_of_each(before: &EachCore, after: &EachCore) -> Vec<f64> {
+    let of_core = |before: &[u64; STAT_COUNT], after: &[u64; STAT_COUNT]| {
+        let grown =
+            |statistic: Statistic| after[statistic as usize].saturating_sub(before[statistic as usize]);
+        grown(Statistic::CpuNs) as f64 / grown(Statistic::UptimeNs).max(1) as f64 * 100.0
+    };
+    before.iter().zip(after).map(|(before, after)| of_core(before, after)).collect()
 }
 
 /// The statistics of each core, in the session's order.
@@ -911,6 +966,8 @@ pub(crate) fn summarise(
         mode: None,
         loop_kind: if is_open { "open" } else { "closed" },
         offered_ops_per_sec: options.rate,
+        due_ops_per_sec: is_open.then(|| (total.due + total.unsent) as f64 / elapsed),
+        achieved_ops_per_sec: is_open.then(|| total.begun_and_answered() as f64 / elapsed),
         ops_per_sec: (gets + puts) as f64 / elapsed,
         gets_per_sec: gets as f64 / elapsed,
         puts_per_sec: puts as f64 / elapsed,

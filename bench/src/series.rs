@@ -8,16 +8,13 @@ use std::{
 
 use hdrhistogram::{
     Histogram,
-    serialization::{
-        Deserializer, Serializer as _, V2DeflateSerializer, V2Serializer,
-        interval_log::IntervalLogWriterBuilder,
-    },
+    serialization::{Deserializer, V2DeflateSerializer, interval_log::IntervalLogWriterBuilder},
 };
 use linerate_proto::wire::Statistic;
 use serde::{Serialize, Serializer};
 
 use crate::{
-    latency::{LatencyHistogram, LatencyUs},
+    latency::LatencyUs,
     load::{Interval, LoadReport},
     run::EachCore,
     watch::host::HostSample,
@@ -26,7 +23,7 @@ use crate::{
 /// Longest series: intervals are a second long unless there would be more than these.
 const POINTS_MAX: u32 = 3_600;
 
-/// Seconds for which a client that says nothing is waited for.
+/// Seconds for which a thread that says nothing is waited for.
 const LATE_MAX: usize = 10;
 
 /// Length of an interval of a measurement that takes so long.
@@ -140,19 +137,19 @@ impl ServerPoint {
     }
 }
 
-/// An interval that not all clients have told of yet.
+/// An interval that not all threads have told of yet.
 #[derive(Debug, Default)]
 struct Pending {
-    clients: usize,
+    threads: usize,
     longest: Duration,
     report: LoadReport,
 }
 
-/// Puts the intervals of all clients together.
+/// Puts the intervals of all threads together.
 #[derive(Debug)]
 pub struct Collector {
     interval: Duration,
-    /// Time counted of each client.
+    /// Time counted of each thread.
     elapsed: Vec<Duration>,
     total: LoadReport,
     pending: BTreeMap<u32, Pending>,
@@ -162,12 +159,12 @@ pub struct Collector {
 }
 
 impl Collector {
-    /// For so many clients, which hand over what they have counted whenever `interval` has passed.
+    /// For so many threads, which hand over what they have counted whenever `interval` has passed.
     #[must_use]
-    pub fn new(clients: usize, interval: Duration) -> Self {
+    pub fn new(threads: usize, interval: Duration) -> Self {
         Self {
             interval,
-            elapsed: vec![Duration::ZERO; clients],
+            elapsed: vec![Duration::ZERO; threads],
             total: LoadReport::default(),
             pending: BTreeMap::new(),
             points: Vec::new(),
@@ -175,25 +172,25 @@ impl Collector {
         }
     }
 
-    /// Takes what a client has counted.
+    /// Takes what a thread has counted.
     pub fn take(&mut self, interval: &Interval) {
         self.total.absorb(&interval.report);
         let Some(index) = interval.index else { return };
-        if let Some(elapsed) = self.elapsed.get_mut(usize::from(interval.client).wrapping_sub(1)) {
+        if let Some(elapsed) = self.elapsed.get_mut(interval.thread) {
             *elapsed += interval.report.elapsed;
         }
-        // Only one that has waited in vain for another client comes after its successors.
+        // Only one that has waited in vain for another comes after its successors.
         if (index as usize) < self.points.len() {
             return;
         }
         let pending = self.pending.entry(index).or_default();
-        pending.clients += 1;
+        pending.threads += 1;
         pending.longest = pending.longest.max(interval.report.elapsed);
         pending.report.absorb(&interval.report);
         while self
             .pending
             .first_key_value()
-            .is_some_and(|(_, first)| first.clients == self.elapsed.len() || self.pending.len() > LATE_MAX)
+            .is_some_and(|(_, first)| first.threads == self.elapsed.len() || self.pending.len() > LATE_MAX)
         {
             self.settle();
         }
@@ -211,7 +208,7 @@ impl Collector {
         let Some((index, Pending { longest, report, .. })) = self.pending.pop_first() else { return };
         let from_s = f64::from(index) * self.interval.as_secs_f64();
         let seconds = longest.as_secs_f64().max(1e-9);
-        let clients = self.elapsed.len() as f64;
+        let threads = self.elapsed.len() as f64;
         let coalesced = report.counters.coalesced;
         self.points.push(Point {
             from_s,
@@ -224,7 +221,7 @@ impl Collector {
             client: ClientPoint {
                 rss_bytes: 0,
                 cpu_pct: report.cpu.as_secs_f64() / seconds * 100.0,
-                busy_share: (1.0 - report.idle.as_secs_f64() / seconds / clients).clamp(0.0, 1.0),
+                busy_share: (1.0 - report.idle.as_secs_f64() / seconds / threads).clamp(0.0, 1.0),
                 tx_datagrams: report.counters.port.tx_datagrams,
                 rx_datagrams: report.counters.port.rx_datagrams,
                 retransmits: report.counters.flows.retransmits,
@@ -237,7 +234,7 @@ impl Collector {
         self.histograms.push(report.latency.to_v2());
     }
 
-    /// What was counted in all; its `elapsed` is that of the client that has counted longest.
+    /// What was counted in all; its `elapsed` is that of the thread that has counted longest.
     #[must_use]
     pub fn total(&self) -> LoadReport {
         LoadReport { elapsed: self.elapsed.iter().copied().max().unwrap_or_default(), ..self.total.clone() }
@@ -350,29 +347,18 @@ impl Serialize for Series {
     }
 }
 
-impl LatencyHistogram {
-    /// The histogram in HdrHistogram's format V2.
-    fn to_v2(&self) -> Vec<u8> {
-        let mut bytes = Vec::new();
-        V2Serializer::new()
-            .serialize(self.inner(), &mut bytes)
-            .expect("memory takes whatever is written to it");
-        bytes
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use hdrhistogram::serialization::interval_log::{IntervalLogIterator, LogEntry};
 
     use super::*;
 
-    /// What a client counts in a second in which it gets `ops` answers after so many µs.
-    fn interval_of(client: u16, index: Option<u32>, ops: u64, us: u64) -> Interval {
+    /// What a thread counts in a second in which it gets `ops` answers after so many µs.
+    fn interval_of(thread: usize, index: Option<u32>, ops: u64, us: u64) -> Interval {
         let mut report =
             LoadReport { elapsed: Duration::from_secs(1), gets: ops, hits: ops, ..LoadReport::default() };
         report.latency.record_n(us * 1_000, ops);
-        Interval { client, index, report }
+        Interval { thread, index, report }
     }
 
     /// Goal: the seconds of several clients are put together, whichever comes first, and what ends too late counts in the
@@ -381,11 +367,11 @@ mod tests {
     fn seconds_of_clients_add_up() {
         let mut collector = Collector::new(2, Duration::from_secs(1));
         for interval in [
-            interval_of(1, Some(0), 100, 10),
-            interval_of(1, Some(1), 200, 10),
-            interval_of(2, Some(0), 1, 1_000),
-            interval_of(2, Some(1), 2, 1_000),
-            interval_of(1, None, 5, 90_000),
+            interval_of(0, Some(0), 100, 10),
+            interval_of(0, Some(1), 200, 10),
+            interval_of(1, Some(0), 1, 1_000),
+            interval_of(1, Some(1), 2, 1_000),
+            interval_of(0, None, 5, 90_000),
         ] {
             collector.take(&interval);
         }
@@ -407,11 +393,11 @@ mod tests {
     fn a_silent_client_is_not_waited_for() {
         let mut collector = Collector::new(2, Duration::from_secs(1));
         for index in 0..30 {
-            collector.take(&interval_of(1, Some(index), 7, 1));
+            collector.take(&interval_of(0, Some(index), 7, 1));
         }
         assert_eq!(collector.points.len(), 30 - LATE_MAX);
         // What it says then changes no point, but is counted.
-        collector.take(&interval_of(2, Some(0), 1, 1));
+        collector.take(&interval_of(1, Some(0), 1, 1));
         collector.finish();
         assert_eq!((collector.points.len(), collector.total().gets), (30, 211));
         assert!(collector.points.iter().all(|point| point.ops_per_sec == 7.0));
@@ -423,7 +409,7 @@ mod tests {
     fn the_interval_log_can_be_read() {
         let mut collector = Collector::new(1, Duration::from_secs(1));
         for index in 0..3 {
-            collector.take(&interval_of(1, Some(index), 10, u64::from(index) + 1));
+            collector.take(&interval_of(0, Some(index), 10, u64::from(index) + 1));
         }
         collector.finish();
         let begun = SystemTime::UNIX_EPOCH + Duration::from_secs(1_000_000);

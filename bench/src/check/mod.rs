@@ -220,8 +220,10 @@ impl Checker {
     /// Ends the check of this process when all its threads have ended, and those `elsewhere`. `snapshot` asks the servers;
     /// it is called when no other process has anything in flight any more.
     ///
+    /// Servers that can not be asked any more cost the count of writes, not what was found before.
+    ///
     /// # Errors
-    /// When the servers could not be asked, or the other processes.
+    /// When the other processes could not be asked.
     pub fn finish(
         &self,
         watch: Watch<'_>,
@@ -245,7 +247,15 @@ impl Checker {
                 impossible: Some("the last process that shares the versions does it".to_owned()),
                 ..Audit::default()
             },
-            Some(totals) => self.audit(totals, &snapshot()?),
+            Some(totals) => match snapshot() {
+                Ok(end) => self.audit(totals, &end),
+                Err(error) => Audit {
+                    acknowledged,
+                    unknown,
+                    impossible: Some(format!("the servers did not tell their versions: {error:#}")),
+                    ..Audit::default()
+                },
+            },
         };
         Ok(CheckReport {
             ops_checked: self.ops_checked.load(Relaxed),

@@ -17,7 +17,7 @@ use linerate_dataplane::Port;
 use linerate_server::stats::thread_cpu_ns;
 
 use self::{
-    pusher::Pusher,
+    pusher::{Due, Pusher},
     schedule::{Pace, Schedule},
     tally::{Batch, Place, Rmws, Run, Tag, Tally},
 };
@@ -55,17 +55,30 @@ pub struct LoadPlan {
     pub verify: bool,
     /// Whether to sleep while nothing arrives: threads that share a CPU must let each other, and the server, have it.
     pub sleeps: bool,
+}
+
+/// When the sessions of one thread begin to be counted, and when they end.
+#[derive(Clone, Copy, Debug)]
+pub struct LoadTimes {
     /// Time before counting starts.
     pub warmup: Duration,
     /// Time that is counted.
     pub duration: Duration,
     /// Time after which what was counted is handed over, again and again.
     pub interval: Duration,
-    /// Longest time, after all that, for what is still to be sent and to be answered.
+    /// Longest time, after all that, for what is still to be sent, and as long again for what is then in flight.
     pub patience: Duration,
 }
 
-/// What one session has counted in some time.
+/// The end of the interval that begins `from` after the beginning of what is counted. The last one ends with everything, rather
+/// than leave a short one behind it.
+#[must_use]
+pub fn interval_end(from: Duration, interval: Duration, duration: Duration) -> Duration {
+    let end = from + interval;
+    if end + interval / 2 > duration { duration } else { end }
+}
+
+/// What the sessions of one thread have counted in some time.
 #[derive(Clone, Debug, Default)]
 pub struct LoadReport {
     /// Time that was really counted.
@@ -86,6 +99,8 @@ pub struct LoadReport {
     pub errors: u64,
     /// Puts whose outcome is unknown.
     pub outcome_unknown: u64,
+    /// Operations that were due in this time and have been begun, in an open loop.
+    pub due: u64,
     /// Operations that were due and could not be sent even after the end: the server had stood still for too long. Their
     /// latencies count up to when they were given up.
     pub unsent: u64,
@@ -95,11 +110,11 @@ pub struct LoadReport {
     pub latency: LatencyHistogram,
     /// Time from the start of a batch to its last answer; nothing in an open loop.
     pub batch_latency: LatencyHistogram,
-    /// What the session counted.
+    /// What the sessions counted.
     pub counters: SessionCounters,
-    /// CPU time of the thread, with the first of its sessions.
+    /// CPU time of the thread.
     pub cpu: Duration,
-    /// Time in which there was nothing to send and nothing came.
+    /// Time in which no session had anything to send and nothing came.
     pub idle: Duration,
     /// Depends on every byte received, so that reading them can not be left out.
     pub touched: u64,
@@ -112,7 +127,13 @@ impl LoadReport {
         (self.gets + self.puts).saturating_sub(self.counters.coalesced)
     }
 
-    /// Adds what was counted in the time after this one, or by another session in the same time. `elapsed` is left alone:
+    /// Of the operations that were begun for themselves, those that were answered: a record that is got and then put is one.
+    #[must_use]
+    pub const fn begun_and_answered(&self) -> u64 {
+        (self.gets + self.puts).saturating_sub(self.rmws)
+    }
+
+    /// Adds what was counted in the time after this one, or by another thread in the same time. `elapsed` is left alone:
     /// whether times add up depends on which it is.
     pub fn absorb(&mut self, other: &Self) {
         self.gets += other.gets;
@@ -123,6 +144,7 @@ impl LoadReport {
         self.rmw_latency.merge(&other.rmw_latency);
         self.errors += other.errors;
         self.outcome_unknown += other.outcome_unknown;
+        self.due += other.due;
         self.unsent += other.unsent;
         self.wrong_values += other.wrong_values;
         self.latency.merge(&other.latency);
@@ -132,13 +154,25 @@ impl LoadReport {
         self.idle += other.idle;
         self.touched ^= other.touched;
     }
+
+    /// The same memory with nothing in it.
+    #[must_use]
+    pub fn emptied(self) -> Self {
+        let Self { rmw_latency, latency, batch_latency, .. } = self;
+        Self {
+            rmw_latency: rmw_latency.emptied(),
+            latency: latency.emptied(),
+            batch_latency: batch_latency.emptied(),
+            ..Self::default()
+        }
+    }
 }
 
-/// What one session has counted from one moment to the next.
+/// What the sessions of one thread have counted from one moment to the next.
 #[derive(Clone, Debug)]
 pub struct Interval {
-    /// Number of the session, as in its plan.
-    pub client: u16,
+    /// Number of the thread, from 0 on.
+    pub thread: usize,
     /// 0 for the first interval of what is counted; `None` for what ended after all of them: too late to be counted as
     /// done, but how late belongs to the latencies, and what failed to what failed.
     pub index: Option<u32>,
@@ -154,26 +188,11 @@ pub struct Lane<'a, P: Port> {
     tally: Tally<'a>,
     pusher: Pusher,
     schedule: Option<Schedule>,
-    counted: Option<Counted>,
-    /// When counting begins or is interrupted next, and when all ends.
-    next_mark: Instant,
+    /// Whether there is nothing special about its operations.
+    is_plain: bool,
+    /// When counting begins, and when all ends, by the session's clock.
+    counting_from: Instant,
     end: Instant,
-    is_over: bool,
-    /// The last turn's time, and whether it found nothing to do.
-    last_turn: Instant,
-    was_idle: bool,
-    /// Operations told to whoever watches, of those in the present interval.
-    seen: u64,
-    coalesced_before: u64,
-}
-
-/// Where the present interval began.
-#[derive(Clone, Copy)]
-struct Counted {
-    index: u32,
-    since: Instant,
-    counters: SessionCounters,
-    cpu: Duration,
 }
 
 impl<'a, P: Port> Lane<'a, P> {
@@ -193,7 +212,6 @@ impl<'a, P: Port> Lane<'a, P> {
             }
         };
         let tally = Tally {
-            report: LoadReport::default(),
             check: checker.map(|checker| ThreadCheck::new(checker, usize::from(plan.client) - 1, places)),
             batches: vec![Batch::default(); in_flight],
             free: (0..in_flight as u32).rev().collect(),
@@ -205,196 +223,275 @@ impl<'a, P: Port> Lane<'a, P> {
             value_len: plan.value_len.lens(),
             verify: plan.verify,
         };
-        let (never, pusher) = (Instant::FAR_FUTURE, Pusher::new(&plan, batch));
+        let pusher = Pusher::new(plan.process, plan.client, batch, &plan.value_len);
+        let never = Instant::FAR_FUTURE;
+        let is_plain = plan.pace.is_none() && checker.is_none() && stream.is_plain();
         Self {
+            is_plain,
             session,
             stream,
             plan,
             tally,
             pusher,
             schedule: None,
-            counted: None,
-            next_mark: never,
+            counting_from: never,
             end: never,
-            is_over: false,
-            last_turn: Instant::default(),
-            was_idle: false,
-            seen: 0,
-            coalesced_before: 0,
         }
     }
 
-    fn begin(&mut self) {
+    /// Looks after the port while there is nothing to do; returns how many datagrams have come.
+    ///
+    /// # Errors
+    /// When the port is broken for good.
+    pub fn look_after(&mut self) -> io::Result<usize> {
+        self.session.poll(self.session.now(), &mut |_| {})
+    }
+
+    fn begin(&mut self, times: &LoadTimes) {
         let now = self.session.now();
         self.schedule = self.plan.pace.as_ref().map(|pace| Schedule::new(pace, now));
-        self.next_mark = now + self.plan.warmup;
-        self.end = self.next_mark + self.plan.duration;
-        self.last_turn = now;
+        self.counting_from = now + times.warmup;
+        self.end = self.counting_from + times.duration;
     }
 
-    /// Sends what is due and takes what has come; returns how many datagrams that were.
+    /// Sends what is due and takes what has come; returns whether that was anything.
     #[inline]
-    fn turn(
-        &mut self,
-        is_first: bool,
-        is_stopped: bool,
-        live: &AtomicU64,
-        sink: &mut impl FnMut(Interval),
-    ) -> io::Result<usize> {
+    fn turn(&mut self, report: &mut LoadReport) -> io::Result<bool> {
+        if self.is_plain { self.turn_as::<true>(report) } else { self.turn_as::<false>(report) }
+    }
+
+    #[inline]
+    fn turn_as<const PLAIN: bool>(&mut self, report: &mut LoadReport) -> io::Result<bool> {
         let now = self.session.now();
-        if self.was_idle {
-            self.tally.report.idle += now.since(self.last_turn);
-        }
-        self.last_turn = now;
-        if now >= self.next_mark {
-            self.mark(now, is_first, sink);
-        }
-        if is_stopped || now >= self.end {
-            self.is_over = true;
-            self.cut(now, is_first, sink);
-            return Ok(0);
-        }
         if let Some(check) = &mut self.tally.check {
             check.turn();
         }
-        let pushed = self.pusher.fill(
-            now,
-            now,
-            self.session,
-            &mut self.stream,
-            &mut self.tally,
-            self.schedule.as_mut(),
-        )?;
-        let clock = self.session.clock();
-        let tally = &mut self.tally;
-        let arrived = self.session.poll(now, &mut |ended| tally.take(ended, clock))?;
-        tally.end_burst(clock);
+        let due = Due { now, until: now.min(self.end), counting_from: self.counting_from };
+        let (session, stream, tally) = (&mut *self.session, &mut self.stream, &mut self.tally);
+        let has_pushed =
+            self.pusher.fill::<P, PLAIN>(due, session, stream, tally, self.schedule.as_mut(), report)?;
+        let clock = session.clock();
+        let arrived = session.poll(now, &mut |ended| tally.take::<PLAIN>(report, ended, clock))?;
+        tally.end_burst(report, clock);
         if self.plan.sleeps && arrived == 0 {
-            self.session.flush(now, &mut |ended| tally.take(ended, clock))?;
-            tally.end_burst(clock);
+            session.flush(now, &mut |ended| tally.take::<PLAIN>(report, ended, clock))?;
+            tally.end_burst(report, clock);
         }
-        self.was_idle = arrived == 0 && !pushed;
-        // What did not travel must not look like work.
-        let coalesced = self.session.coalesced() - self.coalesced_before;
-        let ended = (self.tally.report.gets + self.tally.report.puts).saturating_sub(coalesced);
-        live.fetch_add(ended.saturating_sub(self.seen), Ordering::Relaxed);
-        self.seen = ended;
-        Ok(arrived)
+        Ok(has_pushed || arrived > 0)
     }
 
-    /// Begins to count, or hands over what was counted.
-    fn mark(&mut self, now: Instant, is_first: bool, sink: &mut impl FnMut(Interval)) {
-        if self.counted.is_some() {
-            self.cut(now, is_first, sink);
-        } else {
-            self.tally.report = LoadReport::default();
-            self.count_from(now, 0, is_first);
+    /// Sends what was due before the end, as long as `may_push`, and takes what comes; returns whether nothing is left, and
+    /// whether anything has come.
+    fn drain(&mut self, may_push: bool, report: &mut LoadReport) -> io::Result<(bool, bool)> {
+        let now = self.session.now();
+        let (session, stream, tally) = (&mut *self.session, &mut self.stream, &mut self.tally);
+        let clock = session.clock();
+        let mut has_more = false;
+        if may_push {
+            has_more = match &mut self.schedule {
+                Some(schedule) => {
+                    let due = Due { now, until: self.end, counting_from: self.counting_from };
+                    self.pusher.fill::<P, false>(due, session, stream, tally, Some(schedule), report)?;
+                    schedule.next() < self.end || self.pusher.has_begun()
+                }
+                None => !self.pusher.push_updates(now, session, tally)?,
+            };
         }
-        // The last interval ends with everything else, rather than a moment earlier.
-        let next = self.next_mark + self.plan.interval;
-        self.next_mark = if next + self.plan.interval / 2 > self.end { self.end } else { next };
+        let arrived = session.flush(now, &mut |ended| tally.take::<false>(report, ended, clock))?;
+        tally.end_burst(report, clock);
+        let has_ended = !has_more && tally.rmws.waiting.is_empty() && session.is_idle();
+        Ok((has_ended, arrived > 0))
     }
 
-    fn count_from(&mut self, now: Instant, index: u32, is_first: bool) {
-        let cpu = if is_first { thread_cpu() } else { Duration::ZERO };
-        self.counted = Some(Counted { index, since: now, counters: self.session.counters(), cpu });
-        (self.seen, self.coalesced_before) = (0, self.session.coalesced());
+    /// Counts what was due before the end and was never sent as having waited until now.
+    fn give_up(&mut self, report: &mut LoadReport) {
+        let now = self.session.now();
+        let Some(schedule) = &mut self.schedule else { return };
+        if self.pusher.has_begun() {
+            let due = self.tally.batches[self.pusher.begun()].begun;
+            report.unsent += 1;
+            report.latency.record(now.since(due).as_nanos() as u64);
+        }
+        schedule.rest(self.end, |due, count| {
+            report.unsent += count;
+            report.latency.record_n(now.since(due).as_nanos() as u64, count);
+        });
     }
 
-    /// Hands over what was counted since the last time, if counting has begun, and goes on to count.
-    fn cut(&mut self, now: Instant, is_first: bool, sink: &mut impl FnMut(Interval)) {
-        let Some(Counted { index, since, counters, cpu }) =
-            self.counted.filter(|counted| counted.since < now)
-        else {
-            return;
-        };
-        self.count_from(now, index + 1, is_first);
-        let begun = self.counted.expect("it was just set");
-        let report = LoadReport {
-            elapsed: now.since(since),
-            counters: begun.counters.since(&counters),
-            cpu: begun.cpu.saturating_sub(cpu),
-            ..std::mem::take(&mut self.tally.report)
-        };
-        sink(Interval { client: self.plan.client, index: Some(index), report });
-    }
-
-    /// Sends what was due before the end, waits for what is in flight, and hands over what became of it.
-    fn finish(&mut self, stop: &AtomicBool, sink: &mut impl FnMut(Interval)) -> io::Result<()> {
-        self.tally.report = LoadReport::default();
-        let clock = self.session.clock();
-        let deadline = self.session.now() + self.plan.patience;
-        while let Some(schedule) = self.schedule.as_mut().filter(|schedule| schedule.next() < self.end) {
-            let now = clock();
-            if now >= deadline || stop.load(Ordering::Relaxed) {
-                break;
-            }
-            let (session, tally) = (&mut *self.session, &mut self.tally);
-            self.pusher.fill(now, self.end, session, &mut self.stream, tally, Some(schedule))?;
-            let arrived = session.poll(now, &mut |ended| tally.take(ended, clock))?;
-            tally.end_burst(clock);
-            if self.plan.sleeps && arrived == 0 {
-                session.wait(SLEEP_MAX)?;
-            }
-        }
-        let tally = &mut self.tally;
-        self.session.run(|ended| tally.take(ended, clock))?;
-        tally.end_burst(clock);
-        let now = clock();
-        let mut report = std::mem::take(&mut self.tally.report);
-        if let Some(schedule) = self.schedule.as_mut().filter(|_| !stop.load(Ordering::Relaxed)) {
-            while schedule.next() < self.end {
-                report.unsent += 1;
-                report.latency.record(now.since(schedule.next()).as_nanos() as u64);
-                schedule.advance();
-            }
-        }
-        let LoadReport { errors, outcome_unknown, unsent, wrong_values, latency, batch_latency, .. } = report;
-        let late = LoadReport {
-            rmw_latency: report.rmw_latency,
-            errors,
-            outcome_unknown,
-            unsent,
-            wrong_values,
-            latency,
-            batch_latency,
-            ..LoadReport::default()
-        };
-        sink(Interval { client: self.plan.client, index: None, report: late });
-        Ok(())
+    /// Time until an operation is due.
+    fn time_left(&self) -> Duration {
+        self.schedule.as_ref().map_or(SLEEP_MAX, |schedule| schedule.next().since(self.session.now()))
     }
 }
 
+/// What of a thread's sessions is counted now.
+struct Counted {
+    index: u32,
+    /// By the clock of the first session, as everything here.
+    since: Instant,
+    /// From the beginning of what is counted.
+    from: Duration,
+    counters: SessionCounters,
+    cpu: Duration,
+}
+
 /// Runs the load of one thread over its sessions. `live` is added to as operations end, for whoever shows progress; when
-/// `stop` is set the run ends early. `sink` is handed what was counted, interval by interval, and last, for each session,
-/// what ended after all of them.
+/// `stop` is set the run ends early. `sink` is handed what was counted, interval by interval, with its index (see
+/// [`Interval`]), and returns memory for the next.
 ///
 /// # Errors
-/// When a session's port is broken for good.
+/// When a session's port is broken for good; what was counted until then has been handed over.
+///
+/// # Panics
+/// Without a session.
 pub fn run_load<P: Port>(
     lanes: &mut [Lane<'_, P>],
+    times: &LoadTimes,
     live: &AtomicU64,
     stop: &AtomicBool,
-    sink: &mut impl FnMut(Interval),
+    mut sink: impl FnMut(Option<u32>, LoadReport) -> LoadReport,
 ) -> io::Result<()> {
-    lanes.iter_mut().for_each(Lane::begin);
-    loop {
-        let is_stopped = stop.load(Ordering::Relaxed);
-        let (mut arrived, mut is_over) = (0, true);
-        for (index, lane) in lanes.iter_mut().enumerate().filter(|(_, lane)| !lane.is_over) {
-            arrived += lane.turn(index == 0, is_stopped, live, sink)?;
-            is_over &= lane.is_over;
+    let begun = lanes[0].session.now();
+    lanes.iter_mut().for_each(|lane| lane.begin(times));
+    let counting_from = begun + times.warmup;
+    let end = counting_from + times.duration;
+    let sleeps = lanes[0].plan.sleeps;
+    let mut report = LoadReport::default();
+    let mut counted: Option<Counted> = None;
+    let mut next_mark = counting_from;
+    let (mut last_turn, mut was_idle) = (begun, false);
+    // Operations told to whoever watches, of those in the present interval.
+    let (mut seen, mut coalesced_before) = (0, coalesced(lanes));
+    let failure = loop {
+        let now = lanes[0].session.now();
+        if was_idle {
+            report.idle += now.since(last_turn);
         }
-        if is_over {
+        last_turn = now;
+        let is_stopped = stop.load(Ordering::Relaxed);
+        if now >= next_mark || is_stopped {
+            let from = match &counted {
+                Some(former) => {
+                    let filled = cut(former, now, lanes, report);
+                    report = sink(Some(former.index), filled);
+                    interval_end(former.from, times.interval, times.duration)
+                }
+                None => {
+                    report = report.emptied();
+                    Duration::ZERO
+                }
+            };
+            if now >= end || is_stopped {
+                break None;
+            }
+            let index = counted.as_ref().map_or(0, |former| former.index + 1);
+            counted = Some(Counted { index, since: now, from, counters: counters(lanes), cpu: thread_cpu() });
+            next_mark = counting_from + interval_end(from, times.interval, times.duration);
+            (seen, coalesced_before) = (0, coalesced(lanes));
+        }
+        let mut is_busy = false;
+        let turned = lanes.iter_mut().try_for_each(|lane| {
+            is_busy |= lane.turn(&mut report)?;
+            io::Result::Ok(())
+        });
+        if let Err(error) = turned {
+            if let Some(former) = &counted {
+                let now = lanes[0].session.now();
+                report = sink(Some(former.index), cut(former, now, lanes, report));
+            }
+            break Some(error);
+        }
+        was_idle = !is_busy;
+        if is_busy {
+            // What did not travel must not look like work.
+            let ended =
+                (report.gets + report.puts).saturating_sub(coalesced(lanes).wrapping_sub(coalesced_before));
+            live.fetch_add(ended.saturating_sub(seen), Ordering::Relaxed);
+            seen = ended;
+        } else if sleeps {
+            let longest = if lanes.len() == 1 { SLEEP_MAX } else { SLEEP_MAX_SEVERAL };
+            let left = lanes.iter().map(Lane::time_left).fold(longest, Duration::min);
+            match lanes {
+                [lane] => lane.session.wait(left)?,
+                _ => thread::sleep(left),
+            }
+        }
+    };
+    if let Some(error) = failure {
+        return Err(error);
+    }
+    let late = finish(lanes, times, stop, report.emptied())?;
+    sink(None, late);
+    Ok(())
+}
+
+/// What was counted since `former`.
+fn cut<P: Port>(former: &Counted, now: Instant, lanes: &[Lane<'_, P>], report: LoadReport) -> LoadReport {
+    LoadReport {
+        elapsed: now.since(former.since),
+        counters: counters(lanes).since(&former.counters),
+        cpu: thread_cpu().saturating_sub(former.cpu),
+        ..report
+    }
+}
+
+/// Sends what was due before the end, waits for what is in flight, and returns what became of it: such of it as belongs to
+/// latencies and failures.
+fn finish<P: Port>(
+    lanes: &mut [Lane<'_, P>],
+    times: &LoadTimes,
+    stop: &AtomicBool,
+    mut report: LoadReport,
+) -> io::Result<LoadReport> {
+    let begun = lanes[0].session.now();
+    if stop.load(Ordering::Relaxed) {
+        // What would have been due later is nobody's loss.
+        lanes.iter_mut().for_each(|lane| lane.end = lane.end.min(lane.session.now()));
+    }
+    let mut last_busy = begun;
+    loop {
+        let now = lanes[0].session.now();
+        let waited = now.since(begun);
+        let may_push = waited < times.patience && !stop.load(Ordering::Relaxed);
+        let (mut has_ended, mut is_busy) = (true, false);
+        for lane in &mut *lanes {
+            let (lane_has_ended, lane_is_busy) = lane.drain(may_push, &mut report)?;
+            has_ended &= lane_has_ended;
+            is_busy |= lane_is_busy;
+        }
+        // Operations are given up after the same time, so that this is only for those that were sent last.
+        if has_ended || waited > 2 * times.patience {
             break;
         }
-        match &*lanes {
-            [lane] if lane.plan.sleeps && arrived == 0 => lane.session.wait(SLEEP_MAX)?,
-            [lane, ..] if lane.plan.sleeps && arrived == 0 => thread::sleep(SLEEP_MAX_SEVERAL),
-            _ => {}
+        if is_busy {
+            last_busy = now;
+        } else if now.since(last_busy) > SLEEP_MAX {
+            thread::sleep(SLEEP_MAX_SEVERAL);
         }
     }
-    lanes.iter_mut().try_for_each(|lane| lane.finish(stop, sink))
+    lanes.iter_mut().for_each(|lane| lane.give_up(&mut report));
+    let LoadReport { errors, outcome_unknown, due, unsent, wrong_values, latency, batch_latency, .. } =
+        report;
+    Ok(LoadReport {
+        errors,
+        outcome_unknown,
+        due,
+        unsent,
+        wrong_values,
+        latency,
+        batch_latency,
+        rmw_latency: report.rmw_latency,
+        ..LoadReport::default()
+    })
+}
+
+fn counters<P: Port>(lanes: &[Lane<'_, P>]) -> SessionCounters {
+    let each = lanes.iter().map(|lane| lane.session.counters());
+    each.fold(SessionCounters::default(), |sum, counters| sum.plus(&counters))
+}
+
+fn coalesced<P: Port>(lanes: &[Lane<'_, P>]) -> u64 {
+    lanes.iter().map(|lane| lane.session.coalesced()).sum()
 }
 
 /// Stores every record once, as thread 0 of `process`; `checker`, if there is one, learns the versions.
@@ -409,7 +506,7 @@ pub fn preload<P: Port>(
     stop: &AtomicBool,
     progress: impl Fn(u64),
 ) -> io::Result<()> {
-    let mut pusher = Pusher::of(checker.map_or(0, Checker::process), 0, 1, value_len);
+    let mut pusher = Pusher::new(checker.map_or(0, Checker::process), 0, 1, value_len);
     let failed = std::cell::RefCell::new(None);
     let mut sink = |ended: Ended<'_>| {
         if ended.outcome != Outcome::Done {
@@ -421,7 +518,7 @@ pub fn preload<P: Port>(
     };
     for record in 0..records {
         let draw = Draw::put(record);
-        while pusher.push(session.now(), session, &draw, draw.key(), Place { batch: 0, position: 0 }, None)
+        while pusher.push(session.now(), session, &draw, || draw.key(), Place { batch: 0, position: 0 }, None)
             == Err(PushError::Full)
         {
             session.poll(session.now(), &mut sink)?;

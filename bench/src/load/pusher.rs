@@ -6,7 +6,7 @@ use linerate_client::{Condition, Instant, Key, Operation, PushError, Session, Te
 use linerate_dataplane::Port;
 
 use super::{
-    LoadPlan,
+    LoadReport,
     schedule::Schedule,
     tally::{Batch, Place, Tag, Tally},
 };
@@ -19,6 +19,17 @@ use crate::{
 /// Operations between looking up where a record's version lies and reading it: pushing one takes some 10 ns, memory
 /// some 100 ns to answer.
 const LOOK_AHEAD: usize = 16;
+
+/// Which operations are begun.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Due {
+    /// The time.
+    pub(super) now: Instant,
+    /// In an open loop those that are due before then.
+    pub(super) until: Instant,
+    /// And those counted that are due from then on.
+    pub(super) counting_from: Instant,
+}
 
 /// Turns draws into operations.
 pub(super) struct Pusher {
@@ -33,12 +44,8 @@ pub(super) struct Pusher {
 }
 
 impl Pusher {
-    pub(super) fn new(plan: &LoadPlan, batch: usize) -> Self {
-        Self::of(plan.process, plan.client, batch, &plan.value_len)
-    }
-
     /// One that writes values in the name of a client of a process.
-    pub(super) fn of(process: u16, client: u16, batch: usize, value_len: &ValueLaw) -> Self {
+    pub(super) fn new(process: u16, client: u16, batch: usize, value_len: &ValueLaw) -> Self {
         Self {
             batch,
             value_len: value_len.clone(),
@@ -50,47 +57,71 @@ impl Pusher {
         }
     }
 
-    /// Pushes operations until all batches are in flight, none is due before `until` (in an open loop), or the session takes
-    /// no more; returns whether it has pushed any.
-    pub(super) fn fill<P: Port>(
+    /// Whether operations of a batch are still to be pushed.
+    pub(super) const fn has_begun(&self) -> bool {
+        self.current.is_some()
+    }
+
+    /// The batch whose operations are still to be pushed.
+    ///
+    /// # Panics
+    /// When there is none.
+    pub(super) fn begun(&self) -> usize {
+        self.current.expect("a batch was begun").0 as usize
+    }
+
+    /// Pushes operations until all batches are in flight, none is [due](Due) (in an open loop), or the session takes no more;
+    /// returns whether it has pushed any.
+    ///
+    /// `PLAIN`: the loop is closed, the stream has gets and puts by decimal keys alone, and nothing is checked but values. That
+    /// is nearly always so, and spares each operation half a dozen questions.
+    pub(super) fn fill<P: Port, const PLAIN: bool>(
         &mut self,
-        now: Instant,
-        until: Instant,
+        due: Due,
         session: &mut Session<P>,
         stream: &mut Stream,
         tally: &mut Tally<'_>,
         mut schedule: Option<&mut Schedule>,
+        report: &mut LoadReport,
     ) -> io::Result<bool> {
+        let now = due.now;
         let mut has_pushed = false;
-        if let Some(inserts) = &mut tally.inserts {
-            inserts.look();
-        }
-        if !self.push_updates(now, session, tally)? {
-            return Ok(has_pushed);
+        if !PLAIN {
+            if let Some(inserts) = &mut tally.inserts {
+                inserts.look();
+            }
+            has_pushed = !tally.rmws.waiting.is_empty();
+            if !self.push_updates(now, session, tally)? {
+                return Ok(has_pushed);
+            }
         }
         loop {
             let (index, mut left) = match self.current.take() {
                 Some(current) => current,
                 None => {
                     let begun = schedule.as_ref().map_or(now, |schedule| schedule.next());
-                    if schedule.is_some() && begun > until {
+                    if schedule.is_some() && begun >= due.until {
                         return Ok(has_pushed);
                     }
                     let Some(index) = tally.free.pop() else { return Ok(has_pushed) };
                     tally.batches[index as usize] = Batch { begun, left: self.batch as u32 };
                     if let Some(schedule) = &mut schedule {
                         schedule.advance();
+                        report.due += u64::from(begun >= due.counting_from);
                     }
                     (index, self.batch)
                 }
             };
             while left > 0 {
-                if let (Some(check), Some(draw)) = (&tally.check, stream.ahead(LOOK_AHEAD)) {
+                if !PLAIN
+                    && let Some(check) = &tally.check
+                    && let Some(draw) = stream.ahead(LOOK_AHEAD)
+                {
                     check.expect(draw.record());
                 }
                 let drawn = stream.current();
                 let resolved = match &tally.inserts {
-                    Some(inserts) if drawn.kind().is_relative() => match inserts.resolve(drawn) {
+                    Some(inserts) if !PLAIN && drawn.kind().is_relative() => match inserts.resolve(drawn) {
                         Some(resolved) => Some(resolved),
                         None => {
                             self.current = Some((index, left));
@@ -100,12 +131,12 @@ impl Pusher {
                     _ => None,
                 };
                 let draw = resolved.as_ref().unwrap_or(drawn);
-                let place = Place::of(index, self.batch - left, tally.is_open);
-                let check = tally.check.as_mut();
-                let pushed = if draw.is_traced() {
+                let place = Place::of(index, self.batch - left, !PLAIN && tally.is_open);
+                let check = if PLAIN { None } else { tally.check.as_mut() };
+                let pushed = if !PLAIN && draw.is_traced() {
                     self.push_traced(now, session, draw, stream.key(draw), place, check)
                 } else {
-                    self.push(now, session, draw, draw.key(), place, check)
+                    self.push(now, session, draw, || draw.key(), place, check)
                 };
                 match pushed {
                     Ok(()) => {}
@@ -115,7 +146,8 @@ impl Pusher {
                     }
                     Err(error) => return Err(io::Error::other(error)),
                 }
-                if let Some(inserts) = &mut tally.inserts
+                if !PLAIN
+                    && let Some(inserts) = &mut tally.inserts
                     && draw.kind() == Kind::Insert
                 {
                     inserts.pushed();
@@ -129,7 +161,7 @@ impl Pusher {
 
     /// Pushes the puts of those who have read what they write; returns whether none is left.
     #[inline]
-    fn push_updates<P: Port>(
+    pub(super) fn push_updates<P: Port>(
         &mut self,
         now: Instant,
         session: &mut Session<P>,
@@ -137,11 +169,8 @@ impl Pusher {
     ) -> io::Result<bool> {
         while let Some(&(place, record)) = tally.rmws.waiting.front() {
             let draw = Draw::new(record, Kind::Update);
-            match self.push(now, session, &draw, draw.key(), place, tally.check.as_mut()) {
-                Ok(()) => {
-                    tally.rmws.put_begun[place.index()] = now;
-                    tally.rmws.waiting.pop_front();
-                }
+            match self.push(now, session, &draw, || draw.key(), place, tally.check.as_mut()) {
+                Ok(()) => drop(tally.rmws.waiting.pop_front()),
                 Err(PushError::Full) => return Ok(false),
                 Err(error) => return Err(io::Error::other(error)),
             }
@@ -161,16 +190,18 @@ impl Pusher {
         place: Place,
         check: Option<&mut ThreadCheck<'_>>,
     ) -> Result<(), PushError> {
-        self.push(now, session, draw, key, place, check)
+        self.push(now, session, draw, || key, place, check)
     }
 
+    /// `key` is asked where it is needed: handed over, it would be written to memory for the calls that are not inlined, and
+    /// read back in another width, for which the CPU has to wait (some 4 ns).
     #[inline(always)]
-    pub(super) fn push<P: Port>(
+    pub(super) fn push<'k, P: Port>(
         &mut self,
         now: Instant,
         session: &mut Session<P>,
         draw: &Draw,
-        key: Key<'_>,
+        key: impl Fn() -> Key<'k>,
         place: Place,
         check: Option<&mut ThreadCheck<'_>>,
     ) -> Result<(), PushError> {
@@ -179,9 +210,9 @@ impl Pusher {
         let (lo, lane) = check.as_ref().map_or((0, LaneNumber::NONE), |check| check.before_push(record));
         let tag = Tag::new(place, draw, lane).0;
         let written = if draw.is_put() {
-            Some(self.push_write(now, session, draw, key, tag)?)
+            Some(self.push_write(now, session, draw, key(), tag)?)
         } else {
-            session.push(now, Operation::get(key), tag)?;
+            session.push(now, Operation::get(key()), tag)?;
             None
         };
         if let Some(check) = check {
@@ -191,7 +222,7 @@ impl Pusher {
     }
 
     /// Returns who wrote the value.
-    #[inline]
+    #[inline(never)]
     fn push_write<P: Port>(
         &mut self,
         now: Instant,

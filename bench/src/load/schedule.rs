@@ -3,13 +3,16 @@
 //! Latency counts from these moments, so that a server which stands still for 100 ms is seen to: all operations that were
 //! due meanwhile have waited, whether or not the client could send them (G. Tene's "coordinated omission"; wrk2).
 
-use std::{error, fmt, str::FromStr, time::Duration};
+use std::{error, fmt, str::FromStr, sync::OnceLock};
 
 use linerate_client::Instant;
 use rand::{RngExt, SeedableRng, rngs::Xoshiro256PlusPlus};
 
 /// Gaps of the exponential law that are dealt in one round; see [`Arrivals::Poisson`].
 pub(crate) const GAPS: usize = 1 << 16;
+
+/// Operations that are gone through one by one when nobody will begin them any more: of more, only so many moments.
+const REST_MAX: u64 = 1_000;
 
 /// Most operations of a burst.
 const BURST_MAX: u32 = 1_000_000;
@@ -120,7 +123,24 @@ impl Schedule {
     /// When the next operation is due.
     #[inline]
     pub(super) fn next(&self) -> Instant {
-        self.begun + Duration::from_nanos(self.next_ns as u64)
+        Instant::from_nanos(self.begun.as_nanos().saturating_add(self.next_ns as u64))
+    }
+
+    /// Goes through what is due before `end`, many at a time when there are very many: `each` is told when, and how many.
+    pub(super) fn rest(&mut self, end: Instant, mut each: impl FnMut(Instant, u64)) {
+        let left = || end.as_nanos().saturating_sub(self.next().as_nanos()) as f64 / self.mean_ns;
+        let count = left();
+        if count > REST_MAX as f64 {
+            let step = (count / REST_MAX as f64) as u64;
+            for _ in 0..REST_MAX {
+                each(self.next(), step);
+                self.next_ns += step as f64 * self.mean_ns;
+            }
+        }
+        while self.next() < end {
+            each(self.next(), 1);
+            self.advance();
+        }
     }
 
     /// Goes on to the one after.
@@ -143,29 +163,52 @@ impl Schedule {
 }
 
 /// Quantiles of the exponential law with mean 1 that are dealt in a random order, then in another.
+///
+/// The orders are permutations of 16 bits, made of steps that can each be undone (additions, multiplications by odd numbers,
+/// shifts onto themselves) with numbers that are drawn for each round: nothing is stored for a session, and a card costs a few
+/// nanoseconds.
 #[derive(Debug)]
 struct Deck {
-    gaps: Vec<f32>,
-    dealt: usize,
+    gaps: &'static [f32; GAPS],
+    dealt: u16,
+    keys: [u16; 6],
     random: Xoshiro256PlusPlus,
 }
 
 impl Deck {
     fn new(random: Xoshiro256PlusPlus) -> Self {
-        let quantile = |index: usize| -(1.0 - (index as f64 + 0.5) / GAPS as f64).ln();
-        // The midpoints of the last quantile are a little too short: the mean would be off by 5 in a million.
-        let mean = (0..GAPS).map(quantile).sum::<f64>() / GAPS as f64;
-        Self { gaps: (0..GAPS).map(|index| (quantile(index) / mean) as f32).collect(), dealt: 0, random }
+        static GAPS_OF_ALL: OnceLock<Box<[f32; GAPS]>> = OnceLock::new();
+        let gaps = GAPS_OF_ALL.get_or_init(|| {
+            let quantile = |index: usize| -(1.0 - (index as f64 + 0.5) / GAPS as f64).ln();
+            // The midpoints of the last quantile are a little too short: the mean would be off by 5 in a million.
+            let mean = (0..GAPS).map(quantile).sum::<f64>() / GAPS as f64;
+            let gaps: Vec<_> = (0..GAPS).map(|index| (quantile(index) / mean) as f32).collect();
+            gaps.try_into().expect("as many as there are indices")
+        });
+        let mut deck = Self { gaps, dealt: 0, keys: [0; 6], random };
+        deck.shuffle();
+        deck
     }
 
-    /// One of those that are left in this round, each with the same probability (a step of Fisher and Yates).
+    fn shuffle(&mut self) {
+        self.keys = std::array::from_fn(|_| self.random.random());
+        // Only by odd numbers can a multiplication be undone.
+        self.keys[1..4].iter_mut().for_each(|key| *key |= 1);
+    }
+
+    /// The next one of this round.
     #[inline]
     fn deal(&mut self) -> f64 {
-        let other = self.random.random_range(self.dealt..GAPS);
-        self.gaps.swap(self.dealt, other);
-        let gap = self.gaps[self.dealt];
-        self.dealt = (self.dealt + 1) % GAPS;
-        gap.into()
+        let [first, times_1, times_2, times_3, plus_1, plus_2] = self.keys;
+        let mut card = (self.dealt ^ first).wrapping_mul(times_1).wrapping_add(plus_1);
+        card = (card ^ (card >> 7)).wrapping_mul(times_2).wrapping_add(plus_2);
+        card = (card ^ (card >> 9)).wrapping_mul(times_3);
+        card ^= card >> 8;
+        self.dealt = self.dealt.wrapping_add(1);
+        if self.dealt == 0 {
+            self.shuffle();
+        }
+        self.gaps[usize::from(card)].into()
     }
 }
 
@@ -245,6 +288,31 @@ mod tests {
         assert!(sorted(first.clone()) == sorted(second));
         let mean = first.iter().sum::<f64>() / GAPS as f64;
         assert!((mean - 1.0).abs() < 1e-6, "{mean}");
+    }
+
+    /// Goal: what is never begun is counted, in bounded time, and as due when it was. Method: few and very many.
+    #[test]
+    fn the_rest_is_gone_through() {
+        for (rate, seconds) in [(1e3, 0.5), (1e9, 60.0), (2e5, 0.1)] {
+            for arrivals in [Arrivals::Fixed, Arrivals::Poisson, Arrivals::Burst(10)] {
+                let begun = Instant::from_nanos(1_000);
+                let mut schedule = Schedule::new(&Pace { rate, arrivals, seed: SEED }, begun);
+                let end = begun + std::time::Duration::from_secs_f64(seconds);
+                let (mut count, mut calls, mut sum_s) = (0_u64, 0_u64, 0.0);
+                schedule.rest(end, |due, many| {
+                    assert!(due < end);
+                    (count, calls) = (count + many, calls + 1);
+                    sum_s += due.since(begun).as_secs_f64() * many as f64;
+                });
+                let expected = rate * seconds;
+                let off = (count as f64 / expected - 1.0).abs();
+                assert!(off < 5.0 / expected.sqrt() + 0.03, "{count} for {expected}, {arrivals}");
+                assert!(calls < 5 * REST_MAX, "{calls} calls");
+                let mean_s = sum_s / count as f64;
+                assert!((mean_s / seconds - 0.5).abs() < 0.08, "{mean_s} of {seconds} s, {arrivals}");
+                assert!(schedule.next() >= end);
+            }
+        }
     }
 
     /// Goal: bursts come whole. Method: the moments of three.

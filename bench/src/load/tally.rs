@@ -23,7 +23,6 @@ pub(super) struct Batch {
 
 /// Everything that the outcomes change.
 pub(super) struct Tally<'a> {
-    pub(super) report: LoadReport,
     /// What is asked of every answer, if anything.
     pub(super) check: Option<ThreadCheck<'a>>,
     pub(super) batches: Vec<Batch>,
@@ -43,67 +42,70 @@ pub(super) struct Tally<'a> {
 }
 
 impl Tally<'_> {
+    /// Counts an end. `PLAIN`: as for [`Pusher::fill`](super::Pusher::fill).
     #[inline]
-    pub(super) fn take(&mut self, ended: Ended<'_>, clock: impl Fn() -> Instant) {
+    pub(super) fn take<const PLAIN: bool>(
+        &mut self,
+        report: &mut LoadReport,
+        ended: Ended<'_>,
+        clock: impl Fn() -> Instant,
+    ) {
         let tag = Tag(ended.tag);
-        let report = &mut self.report;
         let mut is_wrong = false;
         match ended.outcome {
             // An addition tells the number that was there.
-            Outcome::Value(_) if tag.is_write() => report.puts += 1,
+            Outcome::Value(_) if !PLAIN && tag.is_write() => report.puts += 1,
             Outcome::Value(value) => {
                 report.gets += 1;
                 report.hits += 1;
-                if self.verify && tag.kind() != Kind::GetNumber {
+                if self.verify && (PLAIN || tag.kind() != Kind::GetNumber) {
                     is_wrong = !check(value, tag.record(), self.value_len);
                     report.wrong_values += u64::from(is_wrong);
                 } else {
                     report.touched ^= touch(value);
                 }
             }
-            Outcome::NotFound if tag.is_write() => {
+            Outcome::NotFound if !PLAIN && tag.is_write() => {
                 report.puts += 1;
                 report.conditions_unmet += u64::from(tag.kind() == Kind::PutIfPresent);
             }
             Outcome::NotFound => report.gets += 1,
             Outcome::Done => report.puts += 1,
-            Outcome::NotExecuted(reason) if is_condition(tag.kind(), reason) => {
+            Outcome::NotExecuted(reason) if !PLAIN && is_condition(tag.kind(), reason) => {
                 report.puts += 1;
                 report.conditions_unmet += 1;
             }
             Outcome::NotExecuted(_) => report.errors += 1,
             Outcome::OutcomeUnknown => report.outcome_unknown += 1,
         }
-        if let Some(check) = &mut self.check {
+        if !PLAIN && let Some(check) = &mut self.check {
             check.ended(tag.answered(is_wrong), &ended);
         }
-        let mut goes_on = false;
-        if tag.has_sequel() {
-            match tag.kind() {
-                Kind::Rmw => {
-                    goes_on = matches!(ended.outcome, Outcome::Value(_) | Outcome::NotFound);
-                    if goes_on {
-                        self.rmws.waiting.push_back((tag.place(), tag.record()));
-                    }
-                }
-                Kind::Update => {
-                    self.rmws.ended.push((tag.place(), ended.outcome == Outcome::Done));
-                    return;
-                }
-                _ => {
-                    if let Some(inserts) = &mut self.inserts {
-                        inserts.ended(tag.record());
-                    }
-                }
-            }
+        if !PLAIN && tag.has_sequel() && tag.kind() == Kind::Update {
+            self.rmws.ended.push((tag.place(), ended.outcome == Outcome::Done));
+            return;
         }
-        let batch = self.batch_of(tag.place());
+        let batch = if PLAIN { tag.place().batch.into() } else { self.batch_of(tag.place()) };
         if batch != self.run.batch {
-            self.end_run(clock);
+            self.end_run(report, clock);
             self.run.batch = batch;
         }
         self.run.count += 1;
-        self.run.going_on += u32::from(goes_on);
+        if !PLAIN && tag.has_sequel() {
+            self.go_on(tag, ended.outcome);
+        }
+    }
+
+    /// What follows the end of an operation of a run.
+    fn go_on(&mut self, tag: Tag, outcome: Outcome<'_>) {
+        if tag.kind() == Kind::Rmw {
+            if matches!(outcome, Outcome::Value(_) | Outcome::NotFound) {
+                self.rmws.waiting.push_back((tag.place(), tag.record()));
+                self.run.going_on += 1;
+            }
+        } else if let Some(inserts) = &mut self.inserts {
+            inserts.ended(tag.record());
+        }
     }
 
     /// The batch that has this place.
@@ -127,12 +129,12 @@ impl Tally<'_> {
 
     /// A burst is over.
     #[inline]
-    pub(super) fn end_burst(&mut self, clock: impl Fn() -> Instant) {
-        self.end_run(clock);
+    pub(super) fn end_burst(&mut self, report: &mut LoadReport, clock: impl Fn() -> Instant) {
+        self.end_run(report, clock);
         self.clock_read = None;
     }
 
-    fn end_run(&mut self, clock: impl Fn() -> Instant) {
+    fn end_run(&mut self, report: &mut LoadReport, clock: impl Fn() -> Instant) {
         let Run { batch, count, going_on } = self.run;
         if count == 0 && self.rmws.ended.is_empty() {
             return;
@@ -140,32 +142,43 @@ impl Tally<'_> {
         self.run = Run { batch, count: 0, going_on: 0 };
         let now = self.now(clock);
         if count > 0 {
-            let latency_ns = now.since(self.batches[batch as usize].begun).as_nanos() as u64;
-            self.report.latency.record_n(latency_ns, count.into());
-            self.end_in_batch(batch, count - going_on, latency_ns);
+            let latency_ns = ns_between(self.batches[batch as usize].begun, now);
+            report.latency.record_n(latency_ns, count.into());
+            // Their puts are due now, whenever there is room for them.
+            let first = self.rmws.waiting.len() - going_on as usize;
+            for &(place, _) in self.rmws.waiting.range(first..) {
+                self.rmws.put_begun[place.index()] = now;
+            }
+            self.end_in_batch(report, batch, count - going_on, latency_ns);
         }
         while let Some((place, is_done)) = self.rmws.ended.pop() {
             let (batch, put_begun) = (self.batch_of(place), self.rmws.put_begun[place.index()]);
-            self.report.latency.record(now.since(put_begun).as_nanos() as u64);
-            let latency_ns = now.since(self.batches[batch as usize].begun).as_nanos() as u64;
+            report.latency.record(ns_between(put_begun, now));
+            let latency_ns = ns_between(self.batches[batch as usize].begun, now);
             if is_done {
-                self.report.rmws += 1;
-                self.report.rmw_latency.record(latency_ns);
+                report.rmws += 1;
+                report.rmw_latency.record(latency_ns);
             }
-            self.end_in_batch(batch, 1, latency_ns);
+            self.end_in_batch(report, batch, 1, latency_ns);
         }
     }
 
-    fn end_in_batch(&mut self, index: u32, count: u32, latency_ns: u64) {
+    fn end_in_batch(&mut self, report: &mut LoadReport, index: u32, count: u32, latency_ns: u64) {
         let batch = &mut self.batches[index as usize];
         batch.left -= count;
         if count > 0 && batch.left == 0 {
             if !self.is_open {
-                self.report.batch_latency.record(latency_ns);
+                report.batch_latency.record(latency_ns);
             }
             self.free.push(index);
         }
     }
+}
+
+/// Nanoseconds from one moment to a later one.
+#[inline]
+const fn ns_between(earlier: Instant, later: Instant) -> u64 {
+    later.as_nanos().saturating_sub(earlier.as_nanos())
 }
 
 /// Whether the answer says no more than that what the operation asked for was not so.
@@ -190,7 +203,7 @@ pub(super) struct Run {
 pub(super) struct Rmws {
     /// Place and record of those that have their value, and whose put is to be pushed.
     pub(super) waiting: VecDeque<(Place, u32)>,
-    /// When the put of each place was pushed.
+    /// When the put of each place was due: as soon as its get had ended.
     pub(super) put_begun: Box<[Instant]>,
     /// Places of the puts that have ended, and whether well.
     ended: Vec<(Place, bool)>,
@@ -288,7 +301,6 @@ mod tests {
     fn tally(batches: usize, of: u32) -> Tally<'static> {
         let begun = Instant::from_nanos(1_000);
         Tally {
-            report: LoadReport::default(),
             check: None,
             batches: vec![Batch { begun, left: of }; batches],
             free: Vec::new(),
@@ -302,13 +314,13 @@ mod tests {
         }
     }
 
-    fn end(tally: &mut Tally<'_>, place: Place, kind: Kind, outcome: Outcome<'_>) {
+    fn end(tally: &mut Tally<'_>, report: &mut LoadReport, place: Place, kind: Kind, outcome: Outcome<'_>) {
         let tag = Tag::new(place, &Draw::new(7, kind), LaneNumber::NONE);
         assert_eq!((tag.kind(), tag.record()), (kind, 7));
         assert_eq!((tag.is_write(), tag.has_sequel()), (kind.is_write(), kind.has_sequel()));
         assert_eq!((tag.place().batch, tag.place().position), (place.batch, place.position));
         let ended = Ended { tag: tag.0, outcome, version: 0, ttl_ms: None, data_epoch: 0 };
-        tally.take(ended, || Instant::from_nanos(3_000));
+        tally.take::<false>(report, ended, || Instant::from_nanos(3_000));
     }
 
     /// Goal: each kind of answer to each kind of operation is counted as what it is. Method: all that a store gives, one by one.
@@ -337,16 +349,16 @@ mod tests {
             (Kind::Decrement, no_number, [0, 0, 1, 1, 0, 0]),
             (Kind::Put, exists, [0, 0, 0, 0, 1, 0]),
         ] {
-            let mut tally = tally(1, 1);
-            end(&mut tally, Place { batch: 0, position: 0 }, kind, outcome);
-            tally.end_run(|| Instant::from_nanos(3_000));
-            let LoadReport { gets, hits, puts, conditions_unmet, errors, wrong_values, .. } = tally.report;
+            let (mut tally, mut report) = (tally(1, 1), LoadReport::default());
+            end(&mut tally, &mut report, Place { batch: 0, position: 0 }, kind, outcome);
+            tally.end_run(&mut report, || Instant::from_nanos(3_000));
+            let LoadReport { gets, hits, puts, conditions_unmet, errors, wrong_values, .. } = report;
             assert_eq!(
                 [gets, hits, puts, conditions_unmet, errors, wrong_values],
                 counts,
                 "{kind:?} {outcome:?}"
             );
-            assert_eq!((&tally.free[..], tally.report.latency.count()), (&[0][..], 1));
+            assert_eq!((&tally.free[..], report.latency.count()), (&[0][..], 1));
         }
     }
 
@@ -354,32 +366,33 @@ mod tests {
     /// two batches of two; one get has a value, one has none, one failed, and one is no more than a get.
     #[test]
     fn a_batch_ends_with_its_last_put() {
-        let mut tally = tally(2, 2);
+        let (mut tally, mut report) = (tally(2, 2), LoadReport::default());
         let place = |batch, position| Place { batch, position };
-        let (value, end_run) = (7_u64.to_le_bytes(), || Instant::from_nanos(3_000));
-        end(&mut tally, place(0, 0), Kind::Rmw, Outcome::Value(&value));
-        end(&mut tally, place(0, 1), Kind::Rmw, Outcome::NotFound);
-        end(&mut tally, place(1, 0), Kind::Rmw, Outcome::NotExecuted(Reason::Deadline));
-        end(&mut tally, place(1, 255), Kind::Get, Outcome::Value(&value));
-        tally.end_run(end_run);
+        let (value, end_run) = (7_u64.to_le_bytes(), |ns| move || Instant::from_nanos(ns));
+        end(&mut tally, &mut report, place(0, 0), Kind::Rmw, Outcome::Value(&value));
+        end(&mut tally, &mut report, place(0, 1), Kind::Rmw, Outcome::NotFound);
+        end(&mut tally, &mut report, place(1, 0), Kind::Rmw, Outcome::NotExecuted(Reason::Deadline));
+        end(&mut tally, &mut report, place(1, 255), Kind::Get, Outcome::Value(&value));
+        tally.end_run(&mut report, end_run(3_000));
         assert_eq!((&tally.free[..], tally.rmws.waiting.len()), (&[1][..], 2));
-        assert_eq!((tally.report.gets, tally.report.errors, tally.report.rmws), (3, 1, 0));
+        assert_eq!((report.gets, report.errors, report.rmws), (3, 1, 0));
         while let Some((place, record)) = tally.rmws.waiting.pop_front() {
             assert_eq!(record, 7);
-            tally.rmws.put_begun[place.index()] = Instant::from_nanos(2_500);
-            end(&mut tally, place, Kind::Update, Outcome::Done);
+            end(&mut tally, &mut report, place, Kind::Update, Outcome::Done);
         }
         assert_eq!(tally.free, [1]);
-        tally.end_run(end_run);
-        assert_eq!((&tally.free[..], tally.report.puts, tally.report.rmws), (&[1, 0][..], 2, 2));
-        let report = &tally.report;
+        tally.end_run(&mut report, end_run(3_500));
+        assert_eq!((&tally.free[..], report.puts, report.rmws), (&[1, 0][..], 2, 2));
+        assert_eq!(report.begun_and_answered(), 3, "and one that failed");
         assert_eq!(
             (report.latency.count(), report.batch_latency.count(), report.rmw_latency.count()),
             (6, 2, 2)
         );
         let us = |us: f64, expected: f64| assert!((us / expected - 1.0).abs() < 0.01, "{us} for {expected}");
-        us(report.rmw_latency.summary().max, 2.0);
+        // From the beginning of the batch at 1 µs, and the puts from when their gets had ended.
+        us(report.rmw_latency.summary().max, 2.5);
         us(report.latency.summary().max, 2.0);
         us(report.latency.summary().p50, 2.0);
+        us(report.batch_latency.summary().p50, 2.0);
     }
 }

@@ -146,6 +146,7 @@ pub struct Stream {
     keys: Option<Arc<KeyTable>>,
     /// What the threads insert, and which thread this one is.
     inserts: Option<(Arc<Inserts>, u32)>,
+    is_plain: bool,
 }
 
 impl Stream {
@@ -153,6 +154,12 @@ impl Stream {
     #[must_use]
     pub fn share(&self, part: usize, parts: usize) -> Self {
         Self { next: self.draws.len() * part / parts, ..self.clone() }
+    }
+
+    /// Whether it has nothing but gets and puts of records that have decimal keys and are known beforehand.
+    #[must_use]
+    pub const fn is_plain(&self) -> bool {
+        self.is_plain
     }
 
     /// The key of one of the draws.
@@ -274,7 +281,10 @@ pub fn draw_streams(
         (1..workers).for_each(|_| drop(thread::Builder::new().spawn_scoped(scope, worker)));
         worker();
     });
-    streams.into_iter().map(|draws| Stream { draws, next: 0, keys: None, inserts: None }).collect()
+    let is_plain =
+        law.read_share.is_some() || matches!(law.workload, Workload::A | Workload::B | Workload::C);
+    let stream = |draws| Stream { draws, next: 0, keys: None, inserts: None, is_plain };
+    streams.into_iter().map(stream).collect()
 }
 
 fn draw_chunk(law: &StreamLaw, chunk: &mut [Draw], random: &mut Xoshiro256PlusPlus) {
@@ -636,6 +646,18 @@ mod tests {
         let cycle = stream.draws().to_vec();
         let drawn: Vec<_> = stream.take(24).collect();
         assert_eq!(drawn, [&cycle[..], &cycle, &cycle, &cycle[..3]].concat());
+    }
+
+    /// Goal: a stream that says it is plain is. Method: the kinds of its draws, for each workload.
+    #[test]
+    fn plain_streams_have_gets_and_puts_alone() {
+        for workload in [Workload::A, Workload::B, Workload::C, Workload::D, Workload::F] {
+            let keys =
+                if workload == Workload::D { KeyDistribution::Latest(Theta::YCSB) } else { zipf(0.99) };
+            let stream = draw_one(&law(workload, keys, 1_000), 1 << 12);
+            let has_others = stream.draws().iter().any(|draw| !matches!(draw.kind(), Kind::Get | Kind::Put));
+            assert_eq!(stream.is_plain(), !has_others, "{workload}");
+        }
     }
 
     /// Goal: progress adds up to what was asked for. Method: count the calls' arguments.

@@ -151,6 +151,7 @@ impl Trace {
             next: 0,
             keys: Some(Arc::clone(&self.keys)),
             inserts: None,
+            is_plain: false,
         };
         Ok(shares.into_iter().map(stream).collect())
     }

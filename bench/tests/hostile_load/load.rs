@@ -12,7 +12,7 @@ use linerate_bench::{
         Checker,
         versions::{Snapshot, VersionTable},
     },
-    load::{Lane, LoadPlan, LoadReport, preload, run_load},
+    load::{Lane, LoadPlan, LoadReport, LoadTimes, preload, run_load},
     options::RunOptions,
     workload::{Stream, Workload, draw_streams},
 };
@@ -89,6 +89,8 @@ impl Load {
                         verify: true,
                         // There are more threads than CPUs.
                         sleeps: true,
+                    };
+                    let times = LoadTimes {
                         warmup: Duration::ZERO,
                         duration: FOR_EVER,
                         interval: FOR_EVER,
@@ -98,8 +100,11 @@ impl Load {
                     scope.spawn(move || {
                         let mut total = LoadReport::default();
                         let mut lanes = [Lane::new(session, stream.clone(), plan, Some(checker))];
-                        run_load(&mut lanes, live, stop, &mut |interval| total.absorb(&interval.report))
-                            .unwrap();
+                        let mut add = |_, report: LoadReport| {
+                            total.absorb(&report);
+                            LoadReport::default()
+                        };
+                        run_load(&mut lanes, &times, live, stop, &mut add).unwrap();
                         total
                     })
                 })
