@@ -43,7 +43,10 @@ pub(super) struct Tally<'a> {
 
 impl Tally<'_> {
     /// Counts an end. `PLAIN`: as for [`Pusher::fill`](super::Pusher::fill).
-    #[inline]
+    ///
+    /// Always inlined: so the end is not written to memory first, and its kind, which the flow has just found out, is not asked
+    /// again.
+    #[inline(always)]
     pub(super) fn take<const PLAIN: bool>(
         &mut self,
         report: &mut LoadReport,
