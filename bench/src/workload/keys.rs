@@ -275,7 +275,7 @@ impl ScrambledZipf {
         }
     }
 
-    /// The record of a rank: YCSB's `Utils.hash`, an FNV-1 hash over the rank's eight bytes whose sign is dropped.
+    /// The record of a rank: YCSB's `Utils.hash`, an FNV-1a hash over the rank's eight bytes whose sign is dropped.
     #[must_use]
     pub fn record(rank: u64, records: u32) -> u32 {
         // Offset and prime of the 64-bit FNV hashes.
