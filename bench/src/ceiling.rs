@@ -31,8 +31,8 @@ use zerocopy::{FromBytes, IntoBytes};
 use crate::{
     load::LoadReport,
     options::{Cpus, RunOptions},
-    output::{Environment, Kind, Report},
-    run::{check_stop, core_to_core, draw, progress_bar, summarise, worse},
+    output::{Config, Environment, Kind, Report},
+    run::{check_stop, core_to_core, draw, finished, progress_bar, summarise, worse},
     value::touch,
     workload::{Kind as DrawKind, Stream, ValueLaw},
 };
@@ -50,12 +50,13 @@ const STALL: Duration = Duration::from_millis(50);
 /// Chunks of the outbox that a request's replies can take: 255 datagrams, 44 to a chunk.
 const CHUNKS_PER_REQUEST: usize = 255usize.div_ceil(44) + 1;
 
-/// Measures once without a store. Stops early, with an error, when `stop` is set.
+/// Measures once without a store. Stops early when `stop` is set, and reports what was measured until then.
 ///
 /// # Errors
 /// A sentence that names what went wrong.
 pub fn ceiling(options: &RunOptions, stop: &AtomicBool) -> anyhow::Result<Report> {
     let local = "127.0.0.1:0".parse().expect("an address");
+    options.check_ceiling()?;
     let (options, transport, _) = &options.settled()?;
     let label = transport.name();
     let streams = draw(options)?;
@@ -126,19 +127,6 @@ pub(crate) fn ceiling_over<P: Port + Send, Q: Port>(
     >,
     streams: &[Stream],
 ) -> anyhow::Result<Report> {
-    anyhow::ensure!(
-        options.target == "embedded",
-        "the ceiling needs both ends to itself: leave --target at embedded"
-    );
-    anyhow::ensure!(
-        options.trace.is_none(),
-        "the ceiling sends the same requests again and again, which a trace is not made of: leave out --trace"
-    );
-    anyhow::ensure!(
-        !options.checks() && !options.coalesce && options.faults(0).is_none(),
-        "the ceiling has no store to check, asks for each value and sends nothing again: leave out --check, --coalesce, \
-         --loss, --dup and --reorder"
-    );
     options
         .value_len
         .lens()
@@ -148,23 +136,23 @@ pub(crate) fn ceiling_over<P: Port + Send, Q: Port>(
     let environment = Environment::look(SystemTime::now());
     let cpus = Cpus::assign(options.server_cores.into(), options.threads.into())?;
     let before_ns = core_to_core(&cpus)?;
-    let finished = AtomicBool::new(false);
+    let is_over = AtomicBool::new(false);
     let live = AtomicU64::new(0);
     let servers = (ports.listen)(cpus.server.len())?;
     let addrs: Vec<_> = servers.iter().map(Port::local_addr).collect();
     let (warmup, duration) = options.times();
     let reports = thread::scope(|scope| {
         // Also when a client thread panics: the scope waits for the servers.
-        let finish = SetOnDrop(&finished);
+        let finish = SetOnDrop(&is_over);
         let cores: Vec<_> = servers
             .into_iter()
             .zip(&cpus.server)
             .map(|(port, &cpu)| {
-                let (finished, value_len, enter) = (&finished, &options.value_len, &ports.enter);
+                let (is_over, value_len, enter) = (&is_over, &options.value_len, &ports.enter);
                 scope.spawn(move || {
                     pin_to_core(cpu)?;
                     enter()?;
-                    serve(port, value_len, shares_cpus, finished)
+                    serve(port, value_len, shares_cpus, is_over)
                 })
             })
             .collect();
@@ -199,17 +187,30 @@ pub(crate) fn ceiling_over<P: Port + Send, Q: Port>(
         served.context("a server thread lost its port")?;
         anyhow::Ok(reports)
     })?;
-    check_stop(stop)?;
     let elapsed = reports.iter().map(|report| report.elapsed).max().unwrap_or_default();
+    if elapsed.is_zero() {
+        check_stop(stop)?;
+    }
     let mut total = LoadReport { elapsed, ..LoadReport::default() };
     reports.iter().for_each(|report| total.absorb(report));
     let after_ns = core_to_core(&cpus)?;
-    Ok(Report {
+    let report = summarise(Kind::Ceiling, options, &total, environment);
+    let report = Report {
         core_to_core_ns: worse(before_ns, after_ns),
         core_to_core_before_ns: before_ns,
         core_to_core_after_ns: after_ns,
-        ..summarise(Kind::Ceiling, options, &total, environment)
-    })
+        wrong_values: None,
+        client_busy_share: None,
+        config: Config {
+            memory_bytes: None,
+            verify: false,
+            watch: false,
+            idle: "spin".to_owned(),
+            ..report.config.clone()
+        },
+        ..report
+    };
+    finished(report, options, None, stop)
 }
 
 /// What a thread returned; its panic goes on here.
@@ -447,7 +448,8 @@ fn load<P: Port>(
         live.fetch_add(ended - seen, Ordering::Relaxed);
         seen = ended;
     }
-    let (since, cpu_before, counters) = counting.unwrap_or_else(|| (begun, thread_cpu_ns(), port.counters()));
+    // What was interrupted before has counted nothing.
+    let Some((since, cpu_before, counters)) = counting else { return Ok(LoadReport::default()) };
     report.elapsed = since.elapsed();
     report.cpu = Duration::from_nanos(thread_cpu_ns() - cpu_before);
     report.counters.port = port.counters().minus(counters);

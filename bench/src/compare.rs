@@ -219,7 +219,7 @@ fn check(options: &CompareOptions) -> anyhow::Result<Medium> {
     run.refuse(&["transport"], "what is compared are transports")?;
     run.refuse(&["check-shared"], "a comparison is of one process, whose answers --check checks alone")?;
     anyhow::ensure!(run.options.target != "null", "--target null has no transports to compare");
-    run.options.check_together()?;
+    run.options.check()?;
     let has = |of: &[WirePort]| candidates.iter().find(|candidate| of.contains(candidate));
     if run.options.faults(0).is_some()
         && let Some(candidate) = has(&[WirePort::Tcp, WirePort::UdpPlain])

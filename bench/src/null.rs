@@ -43,11 +43,6 @@ const HEADER_LEN: usize = size_of::<ReplyHeader>();
 /// # Errors
 /// A sentence that names what goes wrong.
 pub(crate) fn null(options: &RunOptions, stop: &AtomicBool) -> anyhow::Result<Report> {
-    anyhow::ensure!(
-        options.server_cores == 1,
-        "--target null has one core: leave out --server-cores {}",
-        options.server_cores
-    );
     options.value_len.lens().check_fits_datagram(options.records)?;
     let environment = Environment::look(SystemTime::now());
     let cpus = Cpus::assign(0, options.threads.into())?;
@@ -78,7 +73,7 @@ pub(crate) fn null(options: &RunOptions, stop: &AtomicBool) -> anyhow::Result<Re
         pause: &|_| {},
     };
     let Measured { total, series, failure, .. } = load.measure(streams, connect, &mut beside)?;
-    let report = summarise(ReportKind::Run, options, &total, environment);
+    let report = summarise(ReportKind::Null, options, &total, environment);
     let mode = Some("answered in the client's thread: no network, no server, no store".to_owned());
     finished(Report { mode, series, ..report }, options, failure, stop)
 }

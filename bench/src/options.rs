@@ -1,7 +1,8 @@
 //! What is typed on the command line, and what follows from it on this machine.
 
 use std::{
-    iter,
+    collections::BTreeSet,
+    fmt, iter,
     net::{Ipv4Addr, SocketAddr},
     path::PathBuf,
     time::Duration,
@@ -10,8 +11,9 @@ use std::{
 use anyhow::Context;
 use bytesize::ByteSize;
 use clap::{
-    Args, CommandFactory, Parser, Subcommand, ValueEnum,
+    ArgMatches, Args, CommandFactory, FromArgMatches, Parser, Subcommand, ValueEnum,
     error::{ContextKind, ContextValue},
+    parser::ValueSource,
 };
 use linerate_client::{Order, SessionConfig, contact_points};
 use linerate_dataplane::{
@@ -108,9 +110,53 @@ pub struct DemoOptions {
     pub records: u32,
 }
 
+/// Which options were typed. Those that have defaults do not tell: what is typed and then does nothing is refused, a default
+/// is not. Must come before all other fields, which take what was typed away.
+#[derive(Clone, Default)]
+pub struct Typed(BTreeSet<String>);
+
+impl Typed {
+    /// Whether this option was typed.
+    fn has(&self, field: &str) -> bool {
+        self.0.contains(field)
+    }
+}
+
+/// Says nothing: options that are the same look the same, whether or not they were typed.
+impl fmt::Debug for Typed {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Typed")
+    }
+}
+
+impl FromArgMatches for Typed {
+    fn from_arg_matches(matches: &ArgMatches) -> Result<Self, clap::Error> {
+        let is_typed = |id: &&clap::Id| matches.value_source(id.as_str()) == Some(ValueSource::CommandLine);
+        Ok(Self(matches.ids().filter(is_typed).map(ToString::to_string).collect()))
+    }
+
+    fn update_from_arg_matches(&mut self, matches: &ArgMatches) -> Result<(), clap::Error> {
+        *self = Self::from_arg_matches(matches)?;
+        Ok(())
+    }
+}
+
+impl Args for Typed {
+    fn augment_args(command: clap::Command) -> clap::Command {
+        command
+    }
+
+    fn augment_args_for_update(command: clap::Command) -> clap::Command {
+        command
+    }
+}
+
 /// One measurement.
 #[derive(Clone, Debug, Args)]
 pub struct RunOptions {
+    /// Which of these were typed.
+    #[command(flatten)]
+    pub typed: Typed,
     /// `embedded` starts a server for the run, `null` answers in the client's thread, to measure the client alone; otherwise
     /// running servers of one cluster, as host:port,… with the first port
     /// of each (one is enough), or the file of the cluster map
@@ -138,7 +184,7 @@ pub struct RunOptions {
     #[arg(long, value_name = "FILE", conflicts_with_all = ["workload", "read_share", "distribution", "theta", "hotspot_set",
         "hotspot_ops", "records", "value_len"])]
     pub trace: Option<TraceFile>,
-    /// Exponent of the Zipf law, 0 to 10
+    /// Exponent of the Zipf law, 0 to 10; not for --distribution uniform and hotspot, which have none
     #[arg(long, default_value = "0.99")]
     pub theta: Theta,
     /// Records stored before the run
@@ -163,7 +209,7 @@ pub struct RunOptions {
     /// was due; without it a batch is begun when one has ended (a closed loop)
     #[arg(long, value_name = "OPS", value_parser = rate)]
     pub rate: Option<f64>,
-    /// Law by which operations are due with --rate: fixed, poisson or burst:N [default: poisson]
+    /// Law by which the operations of each session are due with --rate: fixed, poisson or burst:N [default: poisson]
     #[arg(long)]
     pub arrivals: Option<Arrivals>,
     /// Make an embedded server stand still for so many milliseconds in the middle of the run, to see what the figures make
@@ -176,7 +222,7 @@ pub struct RunOptions {
     /// Seconds of load before that
     #[arg(long, default_value_t = 1.0, value_parser = seconds_or_none)]
     pub warmup: f64,
-    /// Order of the operations of one thread: none, key (those on one key) or strict (a write alone, reads together)
+    /// Order of the operations of one session: none, key (those on one key) or strict (a write alone, reads together)
     #[arg(long, default_value = "none")]
     pub order: Order,
     /// Send gets of one key that would travel in the same request once; what others' answers served is counted apart
@@ -185,7 +231,7 @@ pub struct RunOptions {
     /// Operations of a batch, and at most of a request, 1 to 255
     #[arg(long, default_value_t = 110, value_parser = clap::value_parser!(u8).range(1..))]
     pub batch: u8,
-    /// Batches in flight per thread and server core, 1 to 128
+    /// Batches in flight per session and server core, 1 to 128
     #[arg(long, default_value_t = 48, value_parser = clap::value_parser!(u16).range(1..=128))]
     pub window: u16,
     /// Check that each value got was put at its key
@@ -236,6 +282,9 @@ pub struct RunOptions {
 /// A comparison of ports on a virtual cable: one server core, one client core.
 #[derive(Clone, Debug, Args)]
 pub struct WireOptions {
+    /// Which of these were typed.
+    #[command(flatten)]
+    pub typed: Typed,
     /// Ports to compare
     #[arg(long, value_delimiter = ',', default_value = "udp,udp-plain,packet,xdp,tcp")]
     pub ports: Vec<WirePort>,
@@ -331,6 +380,7 @@ impl WireOptions {
     #[must_use]
     pub fn run(&self) -> RunOptions {
         RunOptions {
+            typed: self.typed.clone(),
             workload: self.workload,
             distribution: self.distribution,
             theta: self.theta,
@@ -430,7 +480,7 @@ impl RunOptions {
     /// # Errors
     /// What is wrong with the target, the trace, or with what was asked for together.
     pub fn settled(&self) -> anyhow::Result<(Self, Transport, Option<String>)> {
-        self.check_load()?;
+        self.check()?;
         let trace = self.trace.as_ref().map(TraceFile::loaded).transpose()?;
         let (transport, why) = match self.transport {
             Wanted::Is(transport) => (transport, None),
@@ -491,44 +541,14 @@ impl RunOptions {
         if !self.inserts() {
             return 0;
         }
-        let threads = u32::from(self.threads);
+        let sessions = self.clients() as u32;
         let seconds = self.warmup + self.duration;
         let expected = INSERTS_PER_SEC * seconds * f64::from(self.server_cores.max(1));
         let room = memory_bytes("MemTotal").unwrap_or(u64::MAX) / 4 / (2 * self.record_len() as u64);
         // Conversions of floats saturate.
         (expected as u32)
             .min(u32::try_from(room).unwrap_or(u32::MAX))
-            .clamp(INSERTS_MIN * threads, INSERTS_MAX)
-    }
-
-    /// Checks that what was asked for goes together.
-    ///
-    /// # Errors
-    /// A sentence that names what does not.
-    fn check_load(&self) -> anyhow::Result<()> {
-        anyhow::ensure!(
-            self.read_share.is_none() || !matches!(self.workload, Workload::D | Workload::F),
-            "--read-share is of gets and puts, and workload {} does something else: leave one of them out",
-            self.workload
-        );
-        anyhow::ensure!(
-            self.distribution == Some(Distribution::Hotspot)
-                || (self.hotspot_set.is_none() && self.hotspot_ops.is_none()),
-            "--hotspot-set and --hotspot-ops say how hot a hotspot is: give --distribution hotspot with them"
-        );
-        anyhow::ensure!(
-            !(self.checks() && self.inserts()),
-            "--check knows the records that are stored before the run, and workload d inserts others: use --verify, or \
-             another workload"
-        );
-        anyhow::ensure!(
-            !(self.checks() && self.trace.is_some()),
-            "--check knows the records that are stored before the run, and a trace brings its own: use --verify"
-        );
-        if self.inserts() {
-            Inserts::numbers(self.records, 0, self.inserts_max(), self.threads.into())?;
-        }
-        Ok(())
+            .clamp(INSERTS_MIN * sessions, INSERTS_MAX)
     }
 
     /// Whether every operation is checked.
@@ -569,7 +589,7 @@ impl RunOptions {
         })
     }
 
-    /// The UDP port of a session. With many threads each has less memory, 512 KiB instead of 3 MiB.
+    /// The UDP port of a session. With more than 16 sessions each has less memory, 512 KiB instead of 3 MiB.
     #[must_use]
     pub fn port(&self, session: &SessionConfig) -> UdpConfig {
         let all = UdpConfig {
@@ -577,10 +597,10 @@ impl RunOptions {
             receive_buffer_len: session.receive_buffer_len,
             ..UdpConfig::default()
         };
-        if self.threads > 16 { UdpConfig { rx_buffers: 4, tx_chunks: 4, ..all } } else { all }
+        if self.clients() > 16 { UdpConfig { rx_buffers: 4, tx_chunks: 4, ..all } } else { all }
     }
 
-    /// How a client thread's session is set up.
+    /// How each session is set up.
     #[must_use]
     pub fn session(&self) -> SessionConfig {
         SessionConfig {
@@ -681,11 +701,19 @@ impl RunOptions {
         self.stall.map(|ms| (warmup + duration / 2, Duration::from_millis(ms.into())))
     }
 
-    /// Checks what goes together.
+    /// Checks that what was asked for goes together, before anything is started. Whatever measures with these options goes
+    /// through here, by [`settled`](Self::settled) or before.
     ///
     /// # Errors
-    /// A sentence that names the options and the remedy.
-    pub fn check_together(&self) -> anyhow::Result<()> {
+    /// A sentence that names the options, the reason and the remedy.
+    pub fn check(&self) -> anyhow::Result<()> {
+        self.check_sessions()?;
+        self.check_law()?;
+        self.check_target()
+    }
+
+    /// What goes together of threads, sessions and the schedule.
+    fn check_sessions(&self) -> anyhow::Result<()> {
         if let Some(sessions) = self.sessions {
             let threads = self.threads;
             anyhow::ensure!(
@@ -696,23 +724,65 @@ impl RunOptions {
         if let (Some(arrivals), None) = (self.arrivals, self.rate) {
             anyhow::bail!("--arrivals {arrivals} is for an open loop: give --rate, too");
         }
-        anyhow::ensure!(
-            self.stall.is_none() || self.target == "embedded",
-            "--stall is for an embedded server: those of --target {} are not ours to stop",
-            self.target
-        );
-        anyhow::ensure!(
-            self.memory.is_none() || self.target == "embedded",
-            "--memory is that of an embedded server: those of --target {} have theirs already",
-            self.target
-        );
         let stall = Duration::from_millis(self.stall.unwrap_or(0).into());
         anyhow::ensure!(
             2 * stall <= self.times().1,
             "--stall {} ms begins in the middle of the run and ends after it: give at most half of --duration",
             stall.as_millis()
         );
-        if self.target == "null" {
+        Ok(())
+    }
+
+    /// What goes together of operations, keys and checks.
+    fn check_law(&self) -> anyhow::Result<()> {
+        anyhow::ensure!(
+            self.distribution == Some(Distribution::Hotspot)
+                || (self.hotspot_set.is_none() && self.hotspot_ops.is_none()),
+            "--hotspot-set and --hotspot-ops say how hot a hotspot is: give --distribution hotspot with them"
+        );
+        let keys = self.law().keys;
+        anyhow::ensure!(
+            !(self.typed.has("theta")
+                && matches!(keys, KeyDistribution::Uniform | KeyDistribution::Hotspot(_))),
+            "--theta is the exponent of a Zipf law, and --distribution {} has none: leave out --theta",
+            keys.name()
+        );
+        anyhow::ensure!(
+            !(self.checks() && self.inserts()),
+            "--check knows the records that are stored before the run, and workload d inserts others: use --verify, or \
+             another workload"
+        );
+        anyhow::ensure!(
+            !(self.checks() && self.trace.is_some()),
+            "--check knows the records that are stored before the run, and a trace brings its own: use --verify"
+        );
+        if self.inserts() {
+            Inserts::numbers(self.records, 0, self.inserts_max(), self.clients() as u32)?;
+        }
+        Ok(())
+    }
+
+    /// What goes together with who answers.
+    fn check_target(&self) -> anyhow::Result<()> {
+        let target = &self.target;
+        if target == "embedded" {
+            return Ok(());
+        }
+        anyhow::ensure!(
+            self.stall.is_none(),
+            "--stall is for an embedded server: those of --target {target} are not ours to stop; leave out --stall"
+        );
+        anyhow::ensure!(
+            self.memory.is_none(),
+            "--memory is that of an embedded server: those of --target {target} have theirs already; leave out --memory"
+        );
+        for (field, option) in [("server_cores", "--server-cores"), ("idle", "--idle")] {
+            anyhow::ensure!(
+                !self.typed.has(field),
+                "{option} is for an embedded server, and --target {target} starts none: leave out {option}"
+            );
+        }
+        if target == "null" {
             let refused = [
                 (self.checks(), "--check"),
                 (self.verify, "--verify"),
@@ -726,6 +796,40 @@ impl RunOptions {
                     "{option} cannot go with --target null, which has neither a network nor a store: give another --target"
                 );
             }
+        }
+        Ok(())
+    }
+
+    /// Refuses what a measurement without a store and without sessions would pay no heed to.
+    ///
+    /// # Errors
+    /// A sentence that names the option, the reason and the remedy.
+    pub fn check_ceiling(&self) -> anyhow::Result<()> {
+        anyhow::ensure!(
+            self.target == "embedded",
+            "the ceiling needs both ends to itself: leave --target at embedded"
+        );
+        let refused = [
+            (self.rate.is_some(), "--rate", "keeps as much in flight as --window allows"),
+            (self.stall.is_some(), "--stall", "has no server that could stand still"),
+            (self.sessions.is_some(), "--sessions", "has no sessions, but a port for each of the --threads"),
+            (self.memory.is_some(), "--memory", "has no store"),
+            (
+                self.trace.is_some(),
+                "--trace",
+                "sends the same requests again and again, which a trace is not made of",
+            ),
+            (self.checks(), "--check", "has no store to check"),
+            (self.verify, "--verify", "has no store whose values could be wrong"),
+            (self.checksum, "--checksum", "writes no checksums of its own"),
+            (self.coalesce, "--coalesce", "asks for each value"),
+            (self.order != Order::None, "--order", "has no store in which an order would show"),
+            (self.faults(0).is_some(), "--loss, --dup and --reorder", "sends nothing again"),
+            (self.typed.has("idle"), "--idle", "has both ends spin"),
+            (self.no_watch, "--no-watch", "is not watched anyway"),
+        ];
+        if let Some((_, option, reason)) = refused.into_iter().find(|(is_given, ..)| *is_given) {
+            anyhow::bail!("the ceiling {reason}: leave out {option}");
         }
         Ok(())
     }
@@ -766,8 +870,11 @@ impl RunOptions {
             server_cores,
             threads: self.threads.into(),
             sessions: self.clients(),
+            rate: self.rate,
             arrivals: self.rate.map(|_| self.arrivals().to_string()),
             stall_ms: self.stall.map(u64::from),
+            memory_bytes: (self.target == "embedded").then(|| self.memory_len() as u64),
+            watch: self.watches(),
             duration_s: self.duration,
             warmup_s: self.warmup,
             order: self.order.name().to_owned(),
@@ -841,8 +948,8 @@ fn size_from(text: &str, range: std::ops::RangeInclusive<ByteSize>, shown: &str)
     if range.contains(&size) { Ok(size) } else { Err(format!("give {shown}")) }
 }
 
-/// Parses a rate in operations per second. Below one a day nothing would happen; beyond, moments are closer than a clock
-/// tells apart.
+/// Parses a rate in operations per second. Below one in a quarter of an hour hardly anything would happen; beyond a thousand
+/// million, moments are closer than a clock tells apart.
 fn rate(text: &str) -> Result<f64, String> {
     const MIN: f64 = 0.001;
     const MAX: f64 = 1e9;
@@ -867,4 +974,100 @@ fn seconds_from(text: &str, min: f64) -> Result<f64, String> {
     const MAX: f64 = 86_400.0;
     let seconds = text.parse().map_err(|_| format!("`{text}` is no number of seconds"))?;
     if (min..=MAX).contains(&seconds) { Ok(seconds) } else { Err(format!("give {min} to {MAX} seconds")) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn typed(words: &str) -> RunOptions {
+        let words: Vec<_> = words.split_whitespace().map(str::to_owned).collect();
+        RunOptions::of_arguments(&words).unwrap()
+    }
+
+    /// Goal: what contradicts something, or would do nothing, is refused in one sentence that names option, reason and remedy;
+    /// a default is not. Method: one of each, and the same settings as nobody typed them.
+    #[test]
+    fn what_would_do_nothing_is_refused() {
+        for (words, sentence) in [
+            (
+                "--sessions 2 --threads 3",
+                "--sessions 2 are fewer than --threads 3: each thread needs one at least",
+            ),
+            ("--arrivals fixed", "--arrivals fixed is for an open loop: give --rate, too"),
+            (
+                "--theta 0.5 --distribution uniform",
+                "--theta is the exponent of a Zipf law, and --distribution uniform has none: leave out --theta",
+            ),
+            (
+                "--theta 0.99 --distribution hotspot",
+                "--theta is the exponent of a Zipf law, and --distribution hotspot has none: leave out --theta",
+            ),
+            (
+                "--target 10.0.0.1:1 --server-cores 1",
+                "--server-cores is for an embedded server, and --target 10.0.0.1:1 starts none: leave out --server-cores",
+            ),
+            (
+                "--target 10.0.0.1:1 --idle epoll",
+                "--idle is for an embedded server, and --target 10.0.0.1:1 starts none: leave out --idle",
+            ),
+            (
+                "--target null --idle spin",
+                "--idle is for an embedded server, and --target null starts none: leave out --idle",
+            ),
+            (
+                "--target null --stall 9",
+                "--stall is for an embedded server: those of --target null are not ours to stop; leave out --stall",
+            ),
+            (
+                "--stall 600 --duration 1",
+                "--stall 600 ms begins in the middle of the run and ends after it: give at most half of \
+             --duration",
+            ),
+        ] {
+            assert_eq!(typed(words).check().unwrap_err().to_string(), sentence);
+            assert_eq!(typed(words).settled().unwrap_err().to_string(), sentence);
+        }
+        for words in [
+            "--distribution uniform",
+            "--theta 0.5 --distribution latest",
+            "--theta 0.5 --workload d",
+            "--target 10.0.0.1:1",
+            "--target null",
+            "--server-cores 2 --idle spin",
+        ] {
+            typed(words).check().unwrap();
+        }
+        let (default, same) = (typed(""), typed("--theta 0.99 --idle epoll"));
+        assert_eq!(format!("{default:?}"), format!("{same:?}"), "what is the same looks the same");
+    }
+
+    /// Goal: whatever means nothing without a store and without sessions is refused for a ceiling, with its name and the
+    /// reason. Method: each such option, and all the others together.
+    #[test]
+    fn a_ceiling_refuses_what_it_pays_no_heed_to() {
+        for (words, sentence) in [
+            ("--rate 1000", "the ceiling keeps as much in flight as --window allows: leave out --rate"),
+            ("--stall 10", "the ceiling has no server that could stand still: leave out --stall"),
+            (
+                "--sessions 2",
+                "the ceiling has no sessions, but a port for each of the --threads: leave out --sessions",
+            ),
+            ("--memory 1GiB", "the ceiling has no store: leave out --memory"),
+            ("--no-watch", "the ceiling is not watched anyway: leave out --no-watch"),
+            ("--verify", "the ceiling has no store whose values could be wrong: leave out --verify"),
+            ("--check", "the ceiling has no store to check: leave out --check"),
+            ("--checksum", "the ceiling writes no checksums of its own: leave out --checksum"),
+            ("--coalesce", "the ceiling asks for each value: leave out --coalesce"),
+            ("--order key", "the ceiling has no store in which an order would show: leave out --order"),
+            ("--idle epoll", "the ceiling has both ends spin: leave out --idle"),
+            ("--loss 0.1", "the ceiling sends nothing again: leave out --loss, --dup and --reorder"),
+            ("--target null", "the ceiling needs both ends to itself: leave --target at embedded"),
+        ] {
+            assert_eq!(typed(words).check_ceiling().unwrap_err().to_string(), sentence);
+        }
+        let all = "--transport tcp --workload a --distribution latest --theta 0.5 --records 9 --value-len 8 --server-cores 2 \
+                   --threads 2 --duration 1 --warmup 0 --batch 8 --window 8 --seed 7 --json -";
+        typed(all).check_ceiling().unwrap();
+    }
 }

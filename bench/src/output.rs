@@ -70,7 +70,8 @@ pub struct Report {
     /// From handing an operation to the session until its result is handed out, in µs; in an open loop from when it was
     /// due, whether or not it could be handed over then.
     pub latency_us: LatencyUs,
-    /// Operations whose latencies these are: those answered in the measured time, and those that were in flight at its end.
+    /// Operations whose latencies these are: those that ended in the measured time, well or not, those that were in flight at its
+    /// end, and, in an open loop, those that were due and begun later or not at all.
     pub latency_count: u64,
     /// The distribution: latencies in µs, rising, each with the share of operations that took at most so long.
     pub latency_cdf: Vec<[f64; 2]>,
@@ -100,18 +101,18 @@ pub struct Report {
     pub wrong_values: Option<u64>,
     /// What the check of every operation says; `None` when there was none.
     pub check: Option<CheckReport>,
-    /// CPU time of all server workers, in per cent of one core; `None` when the server is elsewhere.
+    /// CPU time of all server workers, in per cent of one core; `None` when there are none or they did not tell.
     pub server_cpu_pct: Option<f64>,
     /// CPU time of all client threads, in per cent of one core.
     pub client_cpu_pct: f64,
     /// Share of the time in which client threads had something to send or something came, 0 to 1: a client at 1 is what
-    /// limits the run.
-    pub client_busy_share: f64,
+    /// limits the run. `None` for a ceiling.
+    pub client_busy_share: Option<f64>,
     /// CPU time of the client threads per operation in ns. Threads that spin use it all, whatever they do: this is what an
     /// operation costs only where `client_busy_share` is 1, as with `--target null`.
     pub generator_ns_per_op: f64,
-    /// Resident memory of the server's process in bytes, which an embedded one shares with the clients; `None` when the
-    /// server is elsewhere.
+    /// Resident memory of the server's process in bytes, which an embedded one shares with the clients; `None` when there
+    /// is none or it did not tell.
     pub server_rss_bytes: Option<u64>,
     /// Round trip of a cache line between the first server core and the first client core in ns, the worse of before
     /// and after; `None` when it was not measured.
@@ -142,12 +143,14 @@ pub enum Kind {
     Run,
     /// Datagrams of the same shape from a server that has no store: what the packets allow.
     Ceiling,
+    /// The client itself, without network, server and store: what the client costs.
+    Null,
 }
 
 /// What was asked for, after resolving defaults.
 #[derive(Clone, Debug, Serialize)]
 pub struct Config {
-    /// `embedded`, or the addresses of running servers.
+    /// `embedded`, `null`, or the addresses of running servers.
     pub target: String,
     /// `udp` or `tcp`; in a comparison the name of the port.
     pub transport: String,
@@ -177,10 +180,16 @@ pub struct Config {
     pub threads: usize,
     /// Sessions of all threads together.
     pub sessions: usize,
-    /// Law by which operations are due in an open loop; `None` in a closed one.
+    /// Operations per second asked for, of all sessions together; `None` in a closed loop.
+    pub rate: Option<f64>,
+    /// Law by which the operations of each session are due in an open loop; `None` in a closed one.
     pub arrivals: Option<String>,
     /// Time in ms for which the server stood still on purpose.
     pub stall_ms: Option<u64>,
+    /// Memory of an embedded server in bytes; `None` when there is none.
+    pub memory_bytes: Option<u64>,
+    /// Whether client, servers and host were looked at each second.
+    pub watch: bool,
     /// Seconds to measure.
     pub duration_s: f64,
     /// Seconds before that which do not count.
@@ -201,7 +210,7 @@ pub struct Config {
     pub reorder: f64,
     /// Operations per request, at most.
     pub batch: usize,
-    /// Requests in flight per session, at most.
+    /// Batches in flight per session and server core, at most.
     pub window: usize,
     /// Seed of all random choices.
     pub seed: u64,
@@ -387,7 +396,7 @@ const FIGURES: [Figure; 37] = [
     figure("  violations", "", 0, |report| Some(report.check.as_ref()?.violations as f64)),
     figure("server CPU", "%", 1, |report| report.server_cpu_pct),
     figure("client CPU", "%", 1, |report| Some(report.client_cpu_pct)),
-    figure("client busy", "%", 1, |report| Some(report.client_busy_share * 100.0)),
+    figure("client busy", "%", 1, |report| Some(report.client_busy_share? * 100.0)),
     figure("client time per operation", "ns", 1, |report| Some(report.generator_ns_per_op)),
     figure("server memory", "MiB", 1, |report| {
         report.server_rss_bytes.map(|bytes| bytes as f64 / 1_048_576.0)
@@ -517,7 +526,7 @@ pub(crate) mod tests {
             check: Some(CheckReport { ops_checked: 336_543_210, ..CheckReport::default() }),
             server_cpu_pct: Some(99.5),
             client_cpu_pct: 99.9,
-            client_busy_share: 0.75,
+            client_busy_share: Some(0.75),
             generator_ns_per_op: 24.2,
             server_rss_bytes: Some(256 << 20),
             core_to_core_ns: Some(106.0),
@@ -543,8 +552,11 @@ pub(crate) mod tests {
                 server_cores: 1,
                 threads: 1,
                 sessions: 1,
+                rate: None,
                 arrivals: None,
                 stall_ms: None,
+                memory_bytes: Some(256 << 20),
+                watch: true,
                 duration_s: 8.0,
                 warmup_s: 1.0,
                 order: "none".to_owned(),
@@ -611,7 +623,7 @@ pub(crate) mod tests {
         }
         let mut config: Vec<_> =
             "target transport workload read_share theta distribution hotspot hottest_key_share records inserts_max trace \
-             value_len server_cores threads sessions arrivals stall_ms \
+             value_len server_cores threads sessions rate arrivals stall_ms memory_bytes watch \
              duration_s warmup_s order coalesce verify check loss dup reorder batch window seed checksum idle"
                 .split_whitespace()
                 .collect();

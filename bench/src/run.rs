@@ -77,7 +77,6 @@ pub(crate) fn run_with(
     drawn: &mut Drawn,
     together: Option<&mut Together<'_>>,
 ) -> anyhow::Result<Report> {
-    options.check_together()?;
     #[cfg(feature = "mutants")]
     if let Some(mutant) = options.mutant {
         eprintln!("linerate-bench: warning: makes the mistake `{}` on purpose", mutant.name());
@@ -404,7 +403,7 @@ pub(crate) fn judge(
     verdicts(&RunFacts {
         client_cpu_pct: vec![report.client_cpu_pct / threads as f64; threads],
         clients_spin: !judged.is_crowded,
-        client_busy_share: Some(report.client_busy_share),
+        client_busy_share: report.client_busy_share,
         server_cpu_pct: judged.server_cpu_pct.clone(),
         server_spins: judged.server_spins,
         server_busy_share: if judged.server_spins { None } else { busy() },
@@ -958,7 +957,7 @@ pub(crate) fn summarise(
     let cpu_s = total.cpu.as_secs_f64();
     let is_open = options.rate.is_some();
     let batch_latency = if is_open { &total.latency } else { &total.batch_latency };
-    let has_rmws = kind == Kind::Run && options.workload == Workload::F && options.trace.is_none();
+    let has_rmws = kind != Kind::Ceiling && options.workload == Workload::F && options.trace.is_none();
     Report {
         kind,
         partial: false,
@@ -995,8 +994,9 @@ pub(crate) fn summarise(
         check: None,
         server_cpu_pct: None,
         client_cpu_pct: cpu_s / elapsed * 100.0,
-        client_busy_share: (1.0 - total.idle.as_secs_f64() / elapsed / options.clients() as f64)
-            .clamp(0.0, 1.0),
+        client_busy_share: Some(
+            (1.0 - total.idle.as_secs_f64() / elapsed / options.clients() as f64).clamp(0.0, 1.0),
+        ),
         generator_ns_per_op: cpu_s * 1e9 / (gets + puts).max(1) as f64,
         server_rss_bytes: None,
         core_to_core_ns: None,

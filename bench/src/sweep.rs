@@ -347,8 +347,7 @@ fn plan(axes: &[Axis], common: &[String]) -> anyhow::Result<Vec<RunOptions>> {
             words.extend(word);
         }
         let label = label(axes, &values);
-        let options =
-            RunOptions::of_arguments(&words).and_then(|options| options.check_together().map(|()| options));
+        let options = RunOptions::of_arguments(&words).and_then(|options| options.check().map(|()| options));
         let options = options.map_err(|error| anyhow::anyhow!("--over {label}: {error}"))?;
         let shown = format!("{options:?}");
         if let Some((other, ..)) = planned.iter().find(|(.., other)| *other == shown) {

@@ -393,8 +393,39 @@ fn ceilings_are_measured_on_both_transports() {
         let report =
             json(&format!("ceiling --transport {transport} --records 3000 --duration 1 --warmup 0 --json -"));
         assert!(report["ops_per_sec"].as_f64().unwrap() > 0.0);
-        assert_eq!(report["kind"], "ceiling");
+        assert_eq!((&report["kind"], &report["loop"]), (&"ceiling".into(), &"closed".into()));
+        assert_eq!((&report["client_busy_share"], &report["wrong_values"]), (&Value::Null, &Value::Null));
+        assert_eq!((&report["config"]["memory_bytes"], &report["partial"]), (&Value::Null, &false.into()));
     }
+}
+
+/// Goal: an interrupted ceiling reports what it has measured, and ends with 2. Method: a long one, interrupted after a while.
+#[test]
+fn an_interrupted_ceiling_is_reported() {
+    let child = Command::new(BENCH)
+        .args("ceiling --records 1000 --duration 3600 --warmup 0 --json -".split(' '))
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    // It has begun when it has the threads of both ends; before that there is nothing to report.
+    let threads = || std::fs::read_dir(format!("/proc/{}/task", child.id())).map_or(0, Iterator::count);
+    let mut both_since = None;
+    for _ in 0..6_000 {
+        std::thread::sleep(Duration::from_millis(10));
+        both_since = if threads() >= 3 { both_since.or(Some(std::time::Instant::now())) } else { None };
+        if both_since.is_some_and(|since| since.elapsed() > Duration::from_secs(2)) {
+            break;
+        }
+    }
+    kill(Pid::from_raw(child.id() as i32), Signal::SIGINT).unwrap();
+    let output = child.wait_with_output().unwrap();
+    let error = String::from_utf8(output.stderr).unwrap();
+    assert_eq!(output.status.code(), Some(2), "{error}");
+    assert!(error.contains("interrupted after") && error.contains("of the 3600 s"), "{error}");
+    let report: Value = serde_json::from_slice(&output.stdout).unwrap();
+    assert_eq!((&report["partial"], &report["kind"]), (&true.into(), &"ceiling".into()));
+    assert!(report["ops"].as_u64().unwrap() > 0 && report["duration_s"].as_f64().unwrap() < 3_000.0);
 }
 
 /// Goal: bad input is refused in a sentence that says what would be right, with a non-zero exit. Method: one of each.
@@ -418,6 +449,9 @@ fn bad_input_names_the_allowed_range() {
         ("run --transport pigeon", "udp, packet, xdp, tcp or auto"),
         ("run --check-shared /proc/none", "/proc/none"),
         ("ceiling --check", "no store to check"),
+        ("ceiling --rate 1000", "leave out --rate"),
+        ("run --theta 0.5 --distribution uniform", "leave out --theta"),
+        ("run --target 127.0.0.1:1 --idle spin", "leave out --idle"),
         ("run --target nowhere", "host:port"),
         ("model --servers 0", "1.."),
         ("model --value-len 2000", "too long"),

@@ -38,7 +38,7 @@ impl Kind {
     fn of(result: &Value) -> Option<Self> {
         let has = |name: &str| result.get(name).is_some();
         Some(match text(result, "/kind") {
-            Some("run") => Self::Run,
+            Some("run" | "null") => Self::Run,
             Some("ceiling") => Self::Ceiling,
             Some("compare") => Self::Compare,
             Some("sweep") => Self::Sweep,

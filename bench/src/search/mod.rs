@@ -242,7 +242,7 @@ fn base(options: &SearchOptions) -> anyhow::Result<RunOptions> {
     let base = run.with(&words)?;
     // What a run would refuse only when records have been stored.
     base.servers()?;
-    base.check_together()?;
+    base.check()?;
     Ok(base)
 }
 
