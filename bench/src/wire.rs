@@ -175,15 +175,17 @@ pub fn wire(options: &WireOptions, stop: &AtomicBool) -> anyhow::Result<WireRepo
         options.rate.is_none() || options.ports.contains(&WirePort::Udp),
         "--rate is for udp, which is not among the --ports"
     );
+    let run = options.run();
+    run.check()?;
     let environment = Environment::look(SystemTime::now());
     // What is missing should show before, not after minutes.
     let cpus = Cpus::assign(1, 1)?;
     let cable = Cable::new(WirePort::Udp, &cpus)?;
     options.rate.map_or(Ok(()), |rate| cable.shape(rate))?;
     drop(cable);
-    let streams = draw(&options.run())?;
+    let streams = draw(&run)?;
     let rounds = if options.duration >= f64::from(ROUNDS) * ROUND_MIN { ROUNDS } else { 1 };
-    let round = RunOptions { duration: options.duration / f64::from(rounds), ..options.run() };
+    let round = RunOptions { duration: options.duration / f64::from(rounds), ..run };
     let ports: BTreeSet<_> = options.ports.iter().copied().collect();
     let mut all: Vec<_> = ports.into_iter().map(|port| (port, Rounds::default())).collect();
     for _ in 0..rounds {
@@ -191,12 +193,12 @@ pub fn wire(options: &WireOptions, stop: &AtomicBool) -> anyhow::Result<WireRepo
             // A new cable each time: the kernel gives some things back only after a while, as the queues of AF_XDP.
             let bench = || Bench::new(*port, &cpus, stop);
             // A port that was refused once is not asked again.
-            results.plain.add(|| bench()?.run(&round, streams.clone(), LINE_RATE), stop)?;
+            results.plain.add(|| whole(bench()?.run(&round, streams.clone(), LINE_RATE)?), stop)?;
             if !results.plain.is_refused() {
                 results.ceiling.add(|| bench()?.ceiling(&round, &streams), stop)?;
             }
             if let (WirePort::Udp, Some(rate), false) = (*port, options.rate, results.plain.is_refused()) {
-                results.shaped.add(|| bench()?.run_shaped(&round, streams.clone(), rate), stop)?;
+                results.shaped.add(|| whole(bench()?.run_shaped(&round, streams.clone(), rate)?), stop)?;
             }
         }
     }
@@ -524,6 +526,14 @@ impl<'a> Bench<'a> {
     }
 }
 
+/// A measurement that went to its end; the error is why it did not.
+fn whole(measured: Measured) -> anyhow::Result<Measured> {
+    match measured.report.failure {
+        Some(failure) => anyhow::bail!(failure),
+        None => Ok(measured),
+    }
+}
+
 /// The port of the only client thread.
 fn connect_xdp(servers: &[SocketAddr]) -> io::Result<XdpPort> {
     let mut ports = xdp::connect(servers, 1, XdpConfig::default())?;
@@ -736,6 +746,20 @@ mod tests {
         let broken = || Series { results: vec![1e6], error: Some("no".to_owned()) };
         let rounds = Rounds { plain: runs(), ceiling: broken(), shaped: runs() };
         assert!(matches!(rounds.result(true), WireResult::Refused { error } if error == "no"));
+    }
+
+    /// Goal: a run that lost its client on the way has no result, whatever it had measured before. Method: one that did, one that
+    /// did not.
+    #[test]
+    fn what_ended_early_is_refused() {
+        assert!(whole(measured(1e6, 0)).is_ok());
+        let mut lost = measured(1e6, 0);
+        lost.report = Report {
+            partial: true,
+            failure: Some("a client thread lost its port".to_owned()),
+            ..lost.report
+        };
+        assert_eq!(whole(lost).unwrap_err().to_string(), "a client thread lost its port");
     }
 
     /// Goal: super-packets and datagrams that cross together are seen. Method: counts just right and just wrong.
