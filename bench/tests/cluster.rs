@@ -184,6 +184,34 @@ fn a_cluster_on_loopback_is_measured() {
     assert!(again.contains("--out: ") && again.contains("holds something already"), "{again}");
 }
 
+/// Goal: the clients of an open loop offer the rate together, each by moments and operations of its own, and insert different
+/// records. Method: two clients, what each was asked for, and how much was
+/// due.
+#[test]
+fn clients_share_a_rate() {
+    let folder = Folder::new("rate-of-all");
+    let spec = folder.path("spec.toml");
+    let text = "launcher = \"local\"\npreset = \"s1c2\"\n[servers]\nmemory = \"128MiB\"\n\
+                [load]\nworkload = \"d\"\nrecords = 2000\nrate = 3000\nduration = 1\nwarmup = 0\nseed = 5\n";
+    fs::write(&spec, text).unwrap();
+    let report = result(&run(&[&spec, "--out", &folder.path("out"), "--json", "-"]));
+    check_contract(&report, "local", 1, 2);
+    let of = |name: &str| -> Value {
+        let file = folder.path(&format!("out/{name}/result.json"));
+        serde_json::from_slice(&fs::read(file).unwrap()).unwrap()
+    };
+    let both = ["client1", "client2"].map(of);
+    for client in &both {
+        assert_eq!(client["offered_ops_per_sec"], 1_500.0, "{client}");
+        let due = client["latency_count"].as_f64().unwrap();
+        assert!((due - 1_500.0).abs() < 150.0, "{due} were due");
+        assert_eq!((&client["hit_ratio"], &client["errors"]), (&1.0.into(), &0.into()), "{client}");
+    }
+    let [first, second] = both.map(|client| client["config"]["seed"].as_u64().unwrap());
+    assert!(first == 5 && second != 5, "{first} {second}");
+    folder.assert_empty();
+}
+
 /// Goal: a series has a point for each run, and a table for people. Method: both orders, from a spec file.
 #[test]
 fn a_series_has_points() {
@@ -335,6 +363,11 @@ fn mistakes_are_named() {
     for (text, words) in [
         ("[load]\nrecords = 0\n", "bad.toml: load.records: 0 is not allowed: 0 is not in 1..=2147483647"),
         ("launcher = \"ssh\"\n", "the launcher ssh needs hosts"),
+        ("[load]\nstall = 100\n", "bad.toml: load.stall: unknown, the fields of load are workload"),
+        (
+            "[load]\narrivals = \"fixed\"\n",
+            "bad.toml: load: --arrivals fixed is for an open loop: give --rate, too",
+        ),
         ("nodes = 3\n", "bad.toml, line 1: unknown field `nodes`"),
     ] {
         fs::write(&spec, text).unwrap();

@@ -423,22 +423,23 @@ impl<'a> Cluster<'a> {
     fn start_clients(&mut self) -> anyhow::Result<()> {
         let Cpus { cpus, is_crowded } = self.cpus()?;
         let spec = Arc::clone(&self.spec);
-        let mut arguments = spec.run_arguments();
+        let mut shared = Vec::new();
         if spec.run.check && spec.launcher.is_here() {
             let memory = Path::new("/dev/shm");
             let folder = if memory.is_dir() { memory } else { self.folder };
             let path = folder.join(format!("linerate-versions-{:016x}", rand::random::<u64>()));
-            arguments.push(format!("--check-shared={}", path.display()));
+            shared.push(format!("--check-shared={}", path.display()));
             self.versions = Some(path);
         }
         let clients: Vec<_> = self.of(Role::Client).collect();
         say(&format!("storing {} records", spec.run.records));
         for (number, &index) in clients.iter().enumerate() {
             let load = Order::Load(Load {
-                arguments: arguments.clone(),
+                arguments: [spec.client_arguments(number), shared.clone()].concat(),
                 cpus: cpus.as_ref().map(|cpus| cpus[index].clone()),
                 map: self.map.as_ref().map(ToString::to_string),
-                process: if spec.launcher.is_here() { 0 } else { number as u16 + 1 },
+                // Those that share a check get their numbers from there.
+                process: if shared.is_empty() { number as u16 + 1 } else { 0 },
                 stores: number == 0,
                 shares_cpus: is_crowded,
             });
@@ -520,6 +521,11 @@ impl<'a> Cluster<'a> {
         self.servers = servers;
         for node in self.nodes.iter().filter(|node| node.role == Role::Client) {
             write_file(&node.folder.join("result.json"), &json(&node.report)?)?;
+        }
+        for &index in &clients {
+            if let Some(failure) = self.nodes[index].report.as_ref().and_then(why_partial) {
+                return Err(self.failure(index, failure));
+            }
         }
         self.check_frames()
     }
@@ -756,6 +762,11 @@ impl Drop for Cluster<'_> {
     }
 }
 
+/// Why a client's report is not of all that was asked for: it was interrupted, or has lost a port.
+fn why_partial(report: &Value) -> Option<&str> {
+    report["failure"].as_str()
+}
+
 /// The CPUs of all nodes.
 struct Cpus {
     cpus: Option<Vec<Vec<usize>>>,
@@ -821,6 +832,7 @@ fn check_control(node: &str, interfaces: &[String], control: Option<&str>) -> an
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::output::{Report, tests::report};
 
     /// Goal: the difference of two clocks is found although the question takes time. Method: answers half-way, at once and
     /// late, by clocks that are ahead and behind.
@@ -877,6 +889,17 @@ mod tests {
         let other = Hello { builds: vec!["a".to_owned(), "c".to_owned()], ..hello() };
         let error = check_programs(("node7", &other), ("node1", &hello())).unwrap_err().to_string();
         assert!(error.contains("node7") && error.contains("another build than on node node1"), "{error}");
+    }
+
+    /// Goal: a client that has lost a port on the way is not taken for one that is done. Method: the reports of one that did and of
+    /// one that did not.
+    #[test]
+    fn partial_reports_are_seen() {
+        let whole = report();
+        assert_eq!(why_partial(&serde_json::to_value(&whole).unwrap()), None);
+        let lost =
+            Report { partial: true, failure: Some("a client thread lost its port".to_owned()), ..whole };
+        assert_eq!(why_partial(&serde_json::to_value(&lost).unwrap()), lost.failure.as_deref());
     }
 
     /// Goal: load never leaves by the control network. Method: routes over it, beside it, and where there is none.

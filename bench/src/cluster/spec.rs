@@ -1,7 +1,8 @@
 //! What to run: a file, presets and the command line, put together and checked once.
 
 use std::{
-    collections::BTreeSet, fmt::Display, fs, net::IpAddr, ops::RangeInclusive, path::PathBuf, str::FromStr,
+    collections::BTreeSet, fmt::Display, fs, iter, net::IpAddr, ops::RangeInclusive, path::PathBuf,
+    str::FromStr,
 };
 
 use anyhow::Context;
@@ -12,6 +13,7 @@ use linerate_dataplane::{
     transport::{Transport, Wanted},
 };
 use linerate_proto::placement::Placement;
+use rand::{RngExt, SeedableRng, rngs::Xoshiro256PlusPlus};
 use serde::{Deserialize, Serialize, Serializer};
 
 use super::{
@@ -22,6 +24,7 @@ use crate::{
     options::RunOptions,
     output::JsonTarget,
     wire::rate::{LINE_RATE, Rate},
+    workload::Inserts,
 };
 
 /// Most nodes of one kind.
@@ -31,8 +34,20 @@ const NODES_MAX: i64 = 64;
 const CLOCK_SKEW_MAX: f64 = 1.0;
 
 /// Options of a run that are not of the load: they follow from the nodes.
-const NOT_OF_LOAD: [&str; 9] =
-    ["target", "cluster", "transport", "server-cores", "threads", "check-shared", "idle", "json", "keep"];
+const NOT_OF_LOAD: [&str; 12] = [
+    "target",
+    "cluster",
+    "transport",
+    "server-cores",
+    "memory",
+    "stall",
+    "threads",
+    "check-shared",
+    "idle",
+    "json",
+    "keep",
+    "results",
+];
 
 /// A run of many nodes. What is typed here goes before what the file says.
 #[derive(Clone, Debug, Args)]
@@ -94,10 +109,10 @@ pub struct ClusterRunOptions {
     /// Operations of a batch
     #[arg(long)]
     pub batch: Option<String>,
-    /// Batches in flight per thread and server core
+    /// Batches in flight per session and server core
     #[arg(long)]
     pub window: Option<String>,
-    /// Order of the operations of one thread: none, key or strict
+    /// Order of the operations of one session: none, key or strict
     #[arg(long)]
     pub order: Option<String>,
     /// Seed of all random choices
@@ -335,7 +350,9 @@ impl Spec {
             self.servers.cores = server_cores.clamp(1, 255) as u8;
         }
         if self.open.threads {
-            self.clients.threads = client_cores.clamp(1, 1_024) as u16;
+            // Each thread needs a session.
+            let threads_max = self.run.sessions.unwrap_or(1_024);
+            self.clients.threads = client_cores.clamp(1, threads_max.into()) as u16;
             self.run.threads = self.clients.threads;
         }
         if self.open.memory {
@@ -343,13 +360,25 @@ impl Spec {
         }
     }
 
-    /// The arguments of `linerate-bench run` on each client, but for where the servers are.
-    pub(crate) fn run_arguments(&self) -> Vec<String> {
-        let mut arguments = arguments_of(&self.load);
+    /// The arguments of `linerate-bench run` on the client with this number, from 0 on, but for where the servers are. Each has
+    /// its share of the rate, and a seed of its own, so that not all do the same at the same moments.
+    pub(crate) fn client_arguments(&self, number: usize) -> Vec<String> {
+        let mut load = self.load.clone();
+        load.remove("seed");
+        let rate = load.remove("rate").and(self.run.rate);
+        let mut arguments = arguments_of(&load);
+        arguments.extend(rate.map(|rate| format!("--rate={}", rate / self.clients.count as f64)));
+        arguments.push(format!("--seed={}", client_seed(self.run.seed, number)));
         arguments.push(format!("--transport={}", self.servers.transport.name()));
         arguments.push(format!("--threads={}", self.clients.threads));
         arguments
     }
+}
+
+/// The seed of a client: the first has that of the load, the others what is drawn from it one after the other.
+fn client_seed(seed: u64, number: usize) -> u64 {
+    let drawn = Xoshiro256PlusPlus::seed_from_u64(seed).random_iter();
+    iter::once(seed).chain(drawn).nth(number).expect("numbers are drawn for ever")
 }
 
 /// The points that the options ask for, in their order, with the label of each in the series.
@@ -449,6 +478,7 @@ fn resolve(
     let transport = worded(field("servers.transport"), servers.transport.as_deref())?;
     let transport = options.transport.or(transport).unwrap_or(Wanted::Is(Transport::Udp));
     let run = RunOptions { transport, threads, ..check_load(origin, &load)? };
+    check_run(&run, client_count).map_err(|error| anyhow::anyhow!("{origin}: load: {error:#}"))?;
 
     let cores = ranged(field("servers.cores"), servers.cores, 1..=255)?;
     let given_cores = options.server_cores.or(cores);
@@ -557,6 +587,22 @@ fn check_load(origin: &str, load: &toml::Table) -> anyhow::Result<RunOptions> {
             .map_err(|error| anyhow::anyhow!("{origin}: load.{name}: {value} is not allowed: {error}"))?;
     }
     RunOptions::of_arguments(&arguments_of(load)).map_err(|error| anyhow::anyhow!("{origin}: load: {error}"))
+}
+
+/// What the options of one client, and those of all together, contradict.
+fn check_run(run: &RunOptions, clients: usize) -> anyhow::Result<()> {
+    run.check()?;
+    if run.inserts() {
+        // Processes have numbers from 1 on here.
+        Inserts::numbers(run.records, clients as u16, run.inserts_max(), run.clients() as u32)?;
+    }
+    if let Some(rate) = run.rate {
+        let share = format!("--rate={}", rate / clients as f64);
+        RunOptions::of_arguments(&[share]).with_context(|| {
+            format!("--rate {rate} is that of all {clients} clients together, which have too little each")
+        })?;
+    }
+    Ok(())
 }
 
 /// A table of options as arguments.
@@ -711,7 +757,7 @@ pub(crate) mod tests {
 
         [load]
         workload = "a"
-        distribution = "uniform"
+        distribution = "latest"
         theta = 0.5
         records = 1000
         value_len = "16-64"
@@ -765,8 +811,27 @@ pub(crate) mod tests {
         assert_eq!((run.records, run.batch, run.window, run.seed, run.threads), (1_000, 8, 4, 7, 4));
         assert_eq!((run.duration, run.warmup, run.check, run.verify), (2.0, 0.5, true, false));
         assert_eq!((run.order.name(), run.theta.exponent()), ("key", 0.5));
-        let again = RunOptions::of_arguments(&spec.run_arguments()).unwrap();
-        assert_eq!(format!("{again:?}"), format!("{run:?}"), "clients get the same load");
+        let again = RunOptions::of_arguments(&spec.client_arguments(0)).unwrap();
+        assert_eq!(format!("{again:?}"), format!("{run:?}"), "the first client gets the same load");
+    }
+
+    /// Goal: the clients have the rate together, and neither the same operations nor the same moments; a run can be repeated.
+    /// Method: the options of each of three, twice; without a rate there is none.
+    #[test]
+    fn clients_share_the_rate_and_no_seed() {
+        let spec = one("preset = \"s1c3\"\n[load]\nrate = 9000\narrivals = \"fixed\"\nseed = 7\n", "");
+        assert_eq!((spec.run.rate, spec.run.seed), (Some(9_000.0), 7));
+        let of = |number| RunOptions::of_arguments(&spec.client_arguments(number)).unwrap();
+        let seeds: Vec<_> = (0..3).map(|number| of(number).seed).collect();
+        assert_eq!(seeds[0], 7);
+        assert!(seeds[1] != 7 && seeds[2] != 7 && seeds[1] != seeds[2], "{seeds:?}");
+        for (number, seed) in seeds.iter().enumerate() {
+            let options = of(number);
+            assert_eq!((options.rate, options.seed), (Some(3_000.0), *seed));
+            assert_eq!(options.arrivals.map(|arrivals| arrivals.to_string()), Some("fixed".to_owned()));
+        }
+        let closed = one("preset = \"s1c2\"\n", "");
+        assert_eq!(RunOptions::of_arguments(&closed.client_arguments(1)).unwrap().rate, None);
     }
 
     /// Goal: what was resolved is kept so that it can be run again. Method: print it, and read that.
@@ -821,6 +886,13 @@ pub(crate) mod tests {
         let (cores, threads, _, memory) = settled("--hosts a,b --server-cores 2 --threads 3 --memory 1GiB");
         assert_eq!((cores, threads, memory), (2, 3, ByteSize::gib(1)));
         assert_eq!(settled("--launcher local").0, 1);
+        let mut spec = one("[load]\nsessions = 4\n", "--hosts a,b");
+        spec.settle(8, 6);
+        assert_eq!(
+            (spec.clients.threads, spec.run.check().is_ok()),
+            (4, true),
+            "each thread needs a session"
+        );
     }
 
     /// Goal: whatever is wrong is said in one sentence with file, field and what is allowed. Method: one mistake after the
@@ -878,6 +950,39 @@ pub(crate) mod tests {
             ("name = \"../x\"\n", "", "x.toml: name: `../x` is not allowed, give 1 to 64 letters"),
             ("[load]\nspeed = 1\n", "", "x.toml: load.speed: unknown, the fields of load are workload, "),
             ("[load]\ntarget = \"embedded\"\n", "", "x.toml: load.target: unknown, the fields of load are"),
+            ("[load]\nstall = 10\n", "", "x.toml: load.stall: unknown, the fields of load are"),
+            ("[load]\nmemory = \"1GiB\"\n", "", "x.toml: load.memory: unknown, the fields of load are"),
+            ("[load]\nresults = \"x\"\n", "", "x.toml: load.results: unknown, the fields of load are"),
+            (
+                "[load]\nsessions = 2\n",
+                "--threads 3",
+                "x.toml: load: --sessions 2 are fewer than --threads 3: each thread needs one at least",
+            ),
+            (
+                "[load]\narrivals = \"fixed\"\n",
+                "",
+                "x.toml: load: --arrivals fixed is for an open loop: give --rate",
+            ),
+            (
+                "[load]\ntheta = 0.5\ndistribution = \"uniform\"\n",
+                "",
+                "x.toml: load: --theta is the exponent of a Zipf law, and --distribution uniform has none",
+            ),
+            (
+                "[load]\nrate = 0.001\n",
+                "--preset s1c2",
+                "x.toml: load: --rate 0.001 is that of all 2 clients together, which have too little each: give 0.001",
+            ),
+            (
+                "[load]\nworkload = \"d\"\n",
+                "--check",
+                "x.toml: load: --check knows the records that are stored before the run",
+            ),
+            (
+                "[load]\nworkload = \"d\"\n",
+                "--records 2147000000",
+                "x.toml: load: --workload d leaves no numbers",
+            ),
             (
                 "[load]\nrecords = 0\n",
                 "",
