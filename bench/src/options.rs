@@ -42,8 +42,8 @@ use crate::{
     sweep::SweepOptions,
     wire::{WirePort, rate::Rate},
     workload::{
-        Hotspot, INSERTS_MAX, INSERTS_MIN, Inserts, KeyDistribution, RECORDS_MAX, Share, StreamLaw, Theta,
-        Trace, TraceFile, ValueLaw, ValueLen, Workload,
+        Hotspot, INSERTS_MAX, INSERTS_MIN, Inserts, KeyDistribution, RECORDS_MAX, Share, Stream, StreamLaw,
+        Theta, Trace, TraceFile, ValueLaw, ValueLen, Workload,
     },
 };
 
@@ -648,17 +648,20 @@ impl RunOptions {
         self.sessions.unwrap_or(self.threads).into()
     }
 
-    /// What the session with this number does.
+    /// What the session with this number does, which goes through `stream`. Sessions have equal parts of the rate, but those of
+    /// a trace as much of it as of the rows.
     #[must_use]
     pub(crate) fn plan(
         &self,
         number: u16,
+        stream: &Stream,
         server_cores: usize,
         is_crowded: bool,
         checker: Option<&Checker>,
     ) -> LoadPlan {
+        let share = self.replayed().map_or_else(|| 1.0 / self.clients() as f64, |trace| trace.share(stream));
         let pace = self.rate.map(|rate| Pace {
-            rate: rate / self.clients() as f64,
+            rate: rate * share,
             arrivals: self.arrivals(),
             seed: self.seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) ^ u64::from(number),
         });
@@ -979,6 +982,7 @@ fn seconds_from(text: &str, min: f64) -> Result<f64, String> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::workload::draw_streams;
 
     fn typed(words: &str) -> RunOptions {
         let words: Vec<_> = words.split_whitespace().map(str::to_owned).collect();
@@ -1040,6 +1044,27 @@ mod tests {
         }
         let (default, same) = (typed(""), typed("--theta 0.99 --idle epoll"));
         assert_eq!(format!("{default:?}"), format!("{same:?}"), "what is the same looks the same");
+    }
+
+    /// Goal: in an open loop sessions have the rate together: equal parts of it, and with a trace such as their rows are. Method:
+    /// the sample trace over three sessions, and a drawn stream.
+    #[test]
+    fn sessions_share_the_rate() {
+        let rates = |options: &RunOptions, streams: &[Stream]| -> Vec<f64> {
+            let plan = |(number, stream)| options.plan(number, stream, 1, false, None);
+            (1..).zip(streams).map(plan).map(|plan| plan.pace.unwrap().rate).collect()
+        };
+        let path = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/data/cache-trace.csv");
+        let (options, ..) = typed(&format!("--trace {path} --rate 900 --sessions 3")).settled().unwrap();
+        let streams = options.replayed().unwrap().streams(3).unwrap();
+        let expected: Vec<_> =
+            streams.iter().map(|stream| stream.draws().len() as f64 * 900.0 / 180.0).collect();
+        for (rate, expected) in rates(&options, &streams).into_iter().zip(expected) {
+            assert!((rate - expected).abs() < 1e-9, "{rate} instead of {expected}");
+        }
+        let options = typed("--rate 900 --sessions 3 --records 10");
+        let streams = draw_streams(&options.law(), 3, 10, 1, |_| {});
+        assert_eq!(rates(&options, &streams), [300.0; 3]);
     }
 
     /// Goal: whatever means nothing without a store and without sessions is refused for a ceiling, with its name and the

@@ -582,7 +582,8 @@ impl Load<'_> {
             .iter_mut()
             .zip(share)
             .map(|(session, (number, stream))| {
-                let plan = self.options.plan(number, self.server_cores, self.is_crowded, self.checker);
+                let plan =
+                    self.options.plan(number, &stream, self.server_cores, self.is_crowded, self.checker);
                 Lane::new(session, stream, plan, self.checker)
             })
             .collect();
@@ -915,7 +916,11 @@ impl Drawn {
 pub(crate) fn draw(options: &RunOptions) -> anyhow::Result<Vec<Stream>> {
     let clients = options.clients();
     if let Some(trace) = options.replayed() {
-        return trace.streams(clients);
+        let streams = trace.streams(clients)?;
+        if let Some(warning) = trace.unevenness(&streams).filter(|_| options.rate.is_none()) {
+            eprintln!("linerate-bench: warning: {warning}");
+        }
+        return Ok(streams);
     }
     let count = clients.min(STREAMS_MAX);
     let bar = progress_bar((count * STREAM_LEN) as u64, "drawing operations");

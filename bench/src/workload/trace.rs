@@ -38,6 +38,9 @@ const KEY_LEN_MAX: usize = 255;
 /// Bytes of a number, which is what a key's value is when the trace ever counts with it.
 const NUMBER_LEN: u32 = 8;
 
+/// Shares of sessions in a trace that differ more than this make a mix that is not the trace's.
+const UNEVEN_MIN: f64 = 1.5;
+
 /// Columns of a row.
 const COLUMNS: [&str; 7] =
     ["timestamp", "anonymized key", "key size", "value size", "client id", "operation", "TTL"];
@@ -129,18 +132,18 @@ impl Trace {
         Ok(reading.finish(name))
     }
 
-    /// The rows for each of `threads`, so that all of a key are with one thread and in their order.
+    /// The rows for each of so many sessions, so that all of a key are with one session and in their order.
     ///
     /// # Errors
-    /// A sentence when a thread would have none.
-    pub fn streams(&self, threads: usize) -> anyhow::Result<Vec<Stream>> {
-        let owner = |draw: &Draw| (key_hash(self.keys.key(draw.record())) % threads as u64) as usize;
-        let mut counts = vec![0_usize; threads];
+    /// A sentence when a session would have none.
+    pub fn streams(&self, sessions: usize) -> anyhow::Result<Vec<Stream>> {
+        let owner = |draw: &Draw| (key_hash(self.keys.key(draw.record())) % sessions as u64) as usize;
+        let mut counts = vec![0_usize; sessions];
         self.draws.iter().for_each(|draw| counts[owner(draw)] += 1);
         anyhow::ensure!(
             counts.iter().all(|&count| count > 0),
-            "{} has only {} keys, which leaves some of the {threads} threads nothing to do, as all operations of a key belong \
-             to one: give fewer --threads",
+            "{} has only {} keys, which leaves some of the {sessions} sessions nothing to do, as all operations of a key belong \
+             to one: give fewer --sessions, or fewer --threads",
             self.name,
             self.keys.count()
         );
@@ -154,6 +157,28 @@ impl Trace {
             is_plain: false,
         };
         Ok(shares.into_iter().map(stream).collect())
+    }
+
+    /// Share of the rows that one of its streams has, 0 to 1: that of the rate which is the stream's in an open loop, so that the
+    /// mix is the trace's.
+    #[must_use]
+    pub fn share(&self, stream: &Stream) -> f64 {
+        stream.draws().len() as f64 / self.draws.len() as f64
+    }
+
+    /// What is to be said of streams that go as fast as each can: the smaller ones begin again sooner than the larger ones, and
+    /// have too large a part in the mix. Nothing when they are nearly alike.
+    #[must_use]
+    pub fn unevenness(&self, streams: &[Stream]) -> Option<String> {
+        let lens = || streams.iter().map(|stream| stream.draws().len());
+        let (least, most) = (lens().min()?, lens().max()?);
+        (most as f64 > UNEVEN_MIN * least as f64).then(|| {
+            format!(
+                "the sessions have from {least} to {most} rows of {} and go through them at the same speed, so that what is done \
+                 has another mix than the trace: give --rate, which is shared out by rows, or fewer --sessions",
+                self.name
+            )
+        })
     }
 
     /// Shortest and longest value put.
@@ -474,18 +499,18 @@ mod tests {
         assert!(error.starts_with("cannot read the trace \"/nowhere.csv\": "), "{error}");
     }
 
-    /// Goal: threads share out the rows by key, keep their order, lose none, and begin again at the end. Method: the sample
-    /// trace over three threads; too many threads for two keys.
+    /// Goal: sessions share out the rows by key, keep their order, lose none, and begin again at the end. Method: the sample
+    /// trace over three sessions; too many sessions for one key.
     #[test]
-    fn threads_share_out_the_keys() {
+    fn sessions_share_out_the_keys() {
         let trace = sample();
         let mut streams = trace.streams(3).unwrap();
         let mut owners = BTreeMap::new();
         let mut rows = 0;
-        for (thread, stream) in streams.iter().enumerate() {
+        for (session, stream) in streams.iter().enumerate() {
             rows += stream.draws().len();
             for draw in stream.draws() {
-                assert_eq!(*owners.entry(draw.record()).or_insert(thread), thread);
+                assert_eq!(*owners.entry(draw.record()).or_insert(session), session);
                 assert_eq!(stream.key(draw), trace.keys.key(draw.record()));
             }
         }
@@ -500,7 +525,34 @@ mod tests {
         let cycle = stream.draws().to_vec();
         assert_eq!(stream.by_ref().take(2 * cycle.len()).collect::<Vec<_>>(), [&cycle[..], &cycle].concat());
         let error = parse("1,a,1,0,0,get,0\n").unwrap().streams(2).unwrap_err().to_string();
-        assert!(error.contains("give fewer --threads"), "{error}");
+        assert!(error.ends_with("give fewer --sessions, or fewer --threads"), "{error}");
+    }
+
+    /// Goal: shares add up to the whole and follow the rows, and it is said when they are far from equal, with the remedy. Method:
+    /// the sample over one session and three; a trace of two keys, one of which has nine rows of ten.
+    #[test]
+    fn shares_follow_the_rows() {
+        let trace = sample();
+        assert_eq!(trace.share(&trace.streams(1).unwrap()[0]), 1.0);
+        let streams = trace.streams(3).unwrap();
+        let sum: f64 = streams.iter().map(|stream| trace.share(stream)).sum();
+        assert!((sum - 1.0).abs() < 1e-12, "{sum}");
+        // Two keys that belong to different sessions.
+        let session_of = |key: &String| key_hash(Key::new(key.as_bytes())) % 2;
+        let keys: Vec<String> = (0..100).map(|number| format!("key{number}")).collect();
+        let [rare, hot] = [0, 1].map(|session| keys.iter().find(|key| session_of(key) == session).unwrap());
+        let row = |key: &str| format!("1,{key},4,1,0,get,0\n");
+        let trace = parse(&(row(rare) + &row(hot).repeat(9))).unwrap();
+        let streams = trace.streams(2).unwrap();
+        assert_eq!([0, 1].map(|session| trace.share(&streams[session])), [0.1, 0.9]);
+        let warning = trace.unevenness(&streams).unwrap();
+        assert!(warning.starts_with("the sessions have from 1 to 9 rows of a.csv"), "{warning}");
+        assert!(
+            warning.ends_with("give --rate, which is shared out by rows, or fewer --sessions"),
+            "{warning}"
+        );
+        let even = parse(&(row(rare).repeat(2) + &row(hot).repeat(3))).unwrap();
+        assert_eq!(even.unevenness(&even.streams(2).unwrap()), None);
     }
 
     /// Goal: a file is read once, and says nothing of its rows when shown. Method: load it twice.
