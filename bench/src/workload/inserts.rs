@@ -1,8 +1,8 @@
 //! Records that are inserted while a run goes on: who inserts which, and which ones are there to be read.
 //!
-//! Every client thread inserts records with numbers of its own, behind those that were stored before the run, so that no
-//! two threads and no two processes insert the same one. The newest that are *acknowledged* may be read by all threads of the
-//! process. How many that are is a number per thread, in a cache line of its own, which the others read once per turn.
+//! Every session inserts records with numbers of its own, behind those that were stored before the run, so that no two
+//! sessions and no two processes insert the same one. The newest that are *acknowledged* may be read by all sessions of the
+//! process. Which these are is a number per session, in a cache line of its own, which the others read turn by turn.
 
 use std::{
     iter,
@@ -18,86 +18,86 @@ use super::{Draw, Kind, RECORDS_MAX, Stream};
 /// first one inserted, which by then is the oldest and hardly read any more, so that memory is bounded.
 pub const INSERTS_MAX: u32 = 1 << 23;
 
-/// Fewest records that a thread inserts before it begins again.
+/// Fewest records that a session inserts before it begins again.
 pub const INSERTS_MIN: u32 = 1 << 13;
 
-/// A thread inserts at most so far beyond its oldest insert that is not acknowledged: 65 ms at 5 M op/s of which 5 % insert,
+/// A session inserts at most so far beyond its oldest insert that is not acknowledged: 65 ms at 5 M op/s of which 5 % insert,
 /// many times what it takes to send something again.
 const AHEAD_MAX: u64 = 1 << 14;
 
-/// Acknowledged inserts of a thread. Alone in two cache lines, since processors fetch them in pairs.
+/// Sessions that one looks at per turn: with many sessions looking at all of them would cost more than all else.
+const LOOKS_PER_TURN: usize = 8;
+
+/// The readable inserts of a session. Alone in two cache lines, since processors fetch them in pairs.
 #[derive(Debug, Default)]
 #[repr(align(128))]
 struct Acknowledged(AtomicU64);
 
-/// What the threads of a process know of each other's inserts.
+/// What the sessions of a process know of each other's inserts.
 #[derive(Debug)]
 pub struct Inserts {
     /// Records stored before the run.
     records: u32,
     /// First record inserted by this process.
     first: u32,
-    /// Records that each thread inserts before it begins again.
+    /// Records that each session inserts before it begins again.
     capacity: u32,
     acknowledged: Box<[Acknowledged]>,
 }
 
 impl Inserts {
-    /// Lets `streams`, one for each thread of the process with this number, insert up to `most` records in all, at least
+    /// Lets `streams`, one for each session of the process with this number, insert up to `most` records in all, at least
     /// [`INSERTS_MIN`] each.
     ///
     /// # Errors
     /// A sentence when there are not enough numbers left.
     pub fn begin(records: u32, process: u16, most: u32, streams: &mut [Stream]) -> anyhow::Result<()> {
-        let threads = streams.len() as u32;
-        let (first, capacity) = Self::numbers(records, process, most, threads)?;
+        let sessions = streams.len() as u32;
+        let (first, capacity) = Self::numbers(records, process, most, sessions)?;
         let acknowledged = streams.iter().map(|_| Acknowledged::default()).collect();
         let inserts = Arc::new(Self { records, first, capacity, acknowledged });
-        for (thread, stream) in (0..).zip(streams) {
-            stream.inserts = Some((Arc::clone(&inserts), thread));
+        for (session, stream) in (0..).zip(streams) {
+            stream.inserts = Some((Arc::clone(&inserts), session));
         }
         Ok(())
     }
 
-    /// The first record that a process inserts, and how many each of its threads has.
+    /// The first record that a process inserts, and how many each of its sessions has.
     ///
     /// # Errors
     /// As [`begin`](Self::begin).
-    pub fn numbers(records: u32, process: u16, most: u32, threads: u32) -> anyhow::Result<(u32, u32)> {
-        let capacity = (most.min(INSERTS_MAX) / threads.max(1)).max(INSERTS_MIN);
+    pub fn numbers(records: u32, process: u16, most: u32, sessions: u32) -> anyhow::Result<(u32, u32)> {
+        let capacity = (most.min(INSERTS_MAX) / sessions.max(1)).max(INSERTS_MIN);
         let first = u64::from(records) + u64::from(process) * u64::from(INSERTS_MAX);
-        let end = first + u64::from(capacity) * u64::from(threads);
+        let end = first + u64::from(capacity) * u64::from(sessions);
         anyhow::ensure!(
             end <= RECORDS_MAX.into(),
-            "--workload d leaves no numbers for the records that it inserts: with process {process} and {threads} threads, \
+            "--workload d leaves no numbers for the records that it inserts: with process {process} and {sessions} sessions, \
              --records may be up to {}",
             u64::from(RECORDS_MAX).saturating_sub(end - u64::from(records))
         );
         Ok((first as u32, capacity))
     }
 
-    /// The part of one thread. One that began before goes on where it was.
+    /// The part of one session, from the beginning.
     #[must_use]
-    pub fn lane(self: &Arc<Self>, thread: u32) -> InsertLane {
-        let count = self.acknowledged[thread as usize].0.load(Relaxed);
+    pub fn lane(self: &Arc<Self>, session: u32) -> InsertLane {
         let ahead_max = AHEAD_MAX.min(u64::from(self.capacity.next_power_of_two()) / 4);
-        let threads = self.acknowledged.len();
-        let mut lane = InsertLane {
+        InsertLane {
             inserts: Arc::clone(self),
-            thread,
-            next_slot: (count % u64::from(self.capacity)) as u32,
-            oldest_slot: (count % u64::from(self.capacity)) as u32,
-            pushed: count,
-            count,
+            session,
+            next_slot: 0,
+            oldest_slot: 0,
+            pushed: 0,
+            count: 0,
             ended: vec![0; ahead_max as usize / 64].into(),
-            newest: iter::repeat_n(Newest::default(), threads).collect(),
-        };
-        lane.look();
-        lane
+            newest: iter::repeat_n(Newest::default(), self.acknowledged.len()).collect(),
+            next_look: 0,
+        }
     }
 }
 
-/// The readable inserts of a thread.
+/// The readable inserts of a session.
 #[derive(Clone, Copy, Debug, Default)]
 struct Newest {
     /// Slot of the newest.
@@ -106,11 +106,21 @@ struct Newest {
     count: u32,
 }
 
-/// What one thread inserts, and what it reads of all threads' inserts.
+impl Newest {
+    const fn from_bits(bits: u64) -> Self {
+        Self { slot: (bits >> 32) as u32, count: bits as u32 }
+    }
+
+    const fn bits(self) -> u64 {
+        (self.slot as u64) << 32 | self.count as u64
+    }
+}
+
+/// What one session inserts, and what it reads of all sessions' inserts.
 #[derive(Debug)]
 pub struct InsertLane {
     inserts: Arc<Inserts>,
-    thread: u32,
+    session: u32,
     /// Slot of the next insert. A slot is the number of an insert modulo the capacity.
     next_slot: u32,
     /// Slot of the oldest insert that is not acknowledged.
@@ -122,17 +132,21 @@ pub struct InsertLane {
     /// A bit for each insert behind these that has ended, by its number modulo their count.
     ended: Box<[u64]>,
     newest: Box<[Newest]>,
+    /// Whose inserts are looked at next.
+    next_look: usize,
 }
 
 impl InsertLane {
-    /// Looks what the threads have inserted; to be called once per turn.
+    /// Looks what some other sessions have inserted, and the next time what the next ones have; to be called once per turn.
     #[inline]
     pub fn look(&mut self) {
-        let capacity = self.inserts.capacity;
-        for (newest, acknowledged) in self.newest.iter_mut().zip(&self.inserts.acknowledged) {
-            let count = acknowledged.0.load(Relaxed);
-            let slot = (count.wrapping_sub(1) % u64::from(capacity)) as u32;
-            *newest = Newest { slot, count: count.min(capacity.into()) as u32 };
+        let all = &self.inserts.acknowledged;
+        for _ in 0..all.len().min(LOOKS_PER_TURN) {
+            self.newest[self.next_look] = Newest::from_bits(all[self.next_look].0.load(Relaxed));
+            self.next_look += 1;
+            if self.next_look == all.len() {
+                self.next_look = 0;
+            }
         }
     }
 
@@ -143,29 +157,29 @@ impl InsertLane {
     pub fn resolve(&self, draw: &Draw) -> Option<Draw> {
         if draw.kind() == Kind::Insert {
             let has_room = self.pushed - self.count < self.ahead_max();
-            return has_room.then(|| Draw::new(self.record(self.thread, self.next_slot), Kind::Insert));
+            return has_room.then(|| Draw::new(self.record(self.session, self.next_slot), Kind::Insert));
         }
         let rank = self.inserts.records - 1 - draw.record();
         Some(Draw::new(self.latest(rank), Kind::GetLatest))
     }
 
-    /// The record that `rank` others are newer than, `rank` being below the number of records stored before the run. The threads
+    /// The record that `rank` others are newer than, `rank` being below the number of records stored before the run. The sessions
     /// insert at the same pace, or nearly so: the newest of each come first, then the second newest of each.
     fn latest(&self, rank: u32) -> u32 {
-        let threads = self.newest.len() as u32;
-        let (age, thread) = if threads == 1 { (rank, 0) } else { (rank / threads, rank % threads) };
-        let newest = self.newest[thread as usize];
+        let sessions = self.newest.len() as u32;
+        let (age, session) = if sessions == 1 { (rank, 0) } else { (rank / sessions, rank % sessions) };
+        let newest = self.newest[session as usize];
         if age < newest.count {
             let slot =
                 newest.slot.checked_sub(age).unwrap_or_else(|| newest.slot + self.inserts.capacity - age);
-            return self.record(thread, slot);
+            return self.record(session, slot);
         }
-        // This thread has no more: its part of the records that were stored before.
-        self.inserts.records - 1 - ((age - newest.count) * threads + thread)
+        // This session has no more: its part of the records that were stored before.
+        self.inserts.records - 1 - ((age - newest.count) * sessions + session)
     }
 
-    fn record(&self, thread: u32, slot: u32) -> u32 {
-        self.inserts.first + slot * self.newest.len() as u32 + thread
+    fn record(&self, session: u32, slot: u32) -> u32 {
+        self.inserts.first + slot * self.newest.len() as u32 + session
     }
 
     const fn ahead_max(&self) -> u64 {
@@ -192,7 +206,11 @@ impl InsertLane {
             self.count += 1;
             self.oldest_slot = self.following(self.oldest_slot);
         }
-        self.inserts.acknowledged[self.thread as usize].0.store(self.count, Relaxed);
+        // Before the oldest that has not ended.
+        let slot = self.oldest_slot.checked_sub(1).unwrap_or(self.inserts.capacity - 1);
+        let newest = Newest { slot, count: self.count.min(self.inserts.capacity.into()) as u32 };
+        self.newest[self.session as usize] = newest;
+        self.inserts.acknowledged[self.session as usize].0.store(newest.bits(), Relaxed);
     }
 
     fn following(&self, slot: u32) -> u32 {
@@ -220,10 +238,10 @@ mod tests {
 
     const RECORDS: u32 = 1_000;
 
-    fn lanes(process: u16, threads: usize) -> Vec<InsertLane> {
+    fn lanes(process: u16, sessions: usize) -> Vec<InsertLane> {
         let keys = KeyDistribution::Latest(Theta::YCSB);
         let law = StreamLaw { workload: Workload::D, read_share: None, keys, records: RECORDS };
-        let mut streams = draw_streams(&law, threads, 10, 1, |_| {});
+        let mut streams = draw_streams(&law, sessions, 10, 1, |_| {});
         Inserts::begin(RECORDS, process, 0, &mut streams).unwrap();
         streams.iter().map(|stream| stream.insert_lane().unwrap()).collect()
     }
@@ -240,7 +258,7 @@ mod tests {
         draw.record()
     }
 
-    /// Goal: no record is inserted twice, nor one that was stored before. Method: the inserts of three threads in two
+    /// Goal: no record is inserted twice, nor one that was stored before. Method: the inserts of three sessions in two
     /// processes, up to where they begin again.
     #[test]
     fn every_insert_is_a_new_record() {
@@ -261,7 +279,7 @@ mod tests {
     }
 
     /// Goal: the latest record is the newest acknowledged one, wherever it comes from, and ranks go back to the records
-    /// stored before without gap or repetition. Method: one and three threads; inserts acknowledged out of order.
+    /// stored before without gap or repetition. Method: one and three sessions; inserts acknowledged out of order.
     #[test]
     fn the_latest_are_those_acknowledged() {
         let mut alone = lanes(0, 1);
@@ -277,15 +295,15 @@ mod tests {
         assert_eq!([0, 1, 2, RECORDS - 1].map(|rank| latest(lane, rank)), [1_001, 1_000, 999, 2]);
 
         let mut three = lanes(0, 3);
-        for (thread, count) in [(0, 2), (2, 5)] {
+        for (session, count) in [(0, 2), (2, 5)] {
             for _ in 0..count {
-                let record = insert(&mut three[thread]).unwrap();
-                three[thread].ended(record);
+                let record = insert(&mut three[session]).unwrap();
+                three[session].ended(record);
             }
         }
         let lane = &mut three[1];
         lane.look();
-        // Thread 0 has inserted 1000 and 1003, thread 2 every third from 1002 on.
+        // Session 0 has inserted 1000 and 1003, session 2 every third from 1002 on.
         assert_eq!([0, 2, 3, 5].map(|rank| latest(lane, rank)), [1_003, 1_014, 1_000, 1_011]);
         let all: HashSet<_> = (0..RECORDS).map(|rank| latest(lane, rank)).collect();
         assert_eq!(all.len(), RECORDS as usize);
@@ -306,9 +324,26 @@ mod tests {
         }
         let half = INSERTS_MIN / 2;
         assert_eq!(latest(lane, RECORDS - 1), RECORDS + half - RECORDS);
-        // Another lane of the same thread goes on there.
-        let again = lane.inserts.lane(0);
-        assert_eq!((again.next_slot, latest(&again, 0)), (half, RECORDS + half - 1));
+    }
+
+    /// Goal: with more sessions than are looked at in a turn all are seen after some turns, and one's own at once. Method: twenty
+    /// sessions with an insert each, and turns of the first of them.
+    #[test]
+    fn all_sessions_are_seen_in_turn() {
+        let mut lanes = lanes(0, 20);
+        let newest = |lane: &InsertLane| (0..20).filter(|&rank| latest(lane, rank) >= RECORDS).count();
+        let record = insert(&mut lanes[0]).unwrap();
+        lanes[0].ended(record);
+        assert_eq!((newest(&lanes[0]), newest(&lanes[19])), (1, 0));
+        for lane in &mut lanes[1..] {
+            let record = insert(lane).unwrap();
+            lane.ended(record);
+        }
+        let seen = [(); 3].map(|()| {
+            lanes[0].look();
+            newest(&lanes[0])
+        });
+        assert_eq!(seen, [8, 16, 20]);
     }
 
     /// Goal: inserts wait for one that is never acknowledged, and go on when it is. Method: leave out the first.

@@ -40,7 +40,7 @@ pub const RECORDS_MAX: u32 = i32::MAX as u32;
 /// that a cycle touches the rarely used records too, and read in order, so that it does not displace what is hot.
 pub const STREAM_LEN: usize = 4 << 20;
 
-/// Streams that are drawn at most, 256 MiB of them: when there are more threads, several go through the same one, each
+/// Streams that are drawn at most, 256 MiB of them: when there are more sessions, several go through the same one, each
 /// beginning somewhere else.
 pub const STREAMS_MAX: usize = 4;
 
@@ -137,20 +137,20 @@ impl fmt::Display for WorkloadError {
 
 impl error::Error for WorkloadError {}
 
-/// The operations of one client thread, for ever: as an iterator it never ends, but starts over.
+/// The operations of one session, for ever: as an iterator it never ends, but starts over.
 #[derive(Clone, Debug)]
 pub struct Stream {
     draws: Arc<[Draw]>,
     next: usize,
     /// Keys that do not fit a draw.
     keys: Option<Arc<KeyTable>>,
-    /// What the threads insert, and which thread this one is.
+    /// What the sessions insert, and which session this one is.
     inserts: Option<(Arc<Inserts>, u32)>,
     is_plain: bool,
 }
 
 impl Stream {
-    /// The same operations for another thread, beginning at the share `part / parts` of the cycle.
+    /// The same operations for another session, beginning at the share `part / parts` of the cycle.
     #[must_use]
     pub fn share(&self, part: usize, parts: usize) -> Self {
         Self { next: self.draws.len() * part / parts, ..self.clone() }
@@ -172,10 +172,10 @@ impl Stream {
         }
     }
 
-    /// The state of this thread's inserts, if it inserts.
+    /// The state of this session's inserts, if it inserts.
     #[must_use]
     pub fn insert_lane(&self) -> Option<InsertLane> {
-        self.inserts.as_ref().map(|(inserts, thread)| inserts.lane(*thread))
+        self.inserts.as_ref().map(|(inserts, session)| inserts.lane(*session))
     }
 
     /// The operation that comes next. Borrowed rather than copied: a copy is written in parts and read whole, for which the
@@ -620,7 +620,7 @@ mod tests {
     }
 
     /// Goal: seeds decide everything: the same seed gives the same streams whatever their number, another seed or
-    /// another thread different ones, and no chunk repeats another. Method: compare, with a last chunk that is short.
+    /// another session different ones, and no chunk repeats another. Method: compare, with a last chunk that is short.
     #[test]
     fn streams_depend_on_their_seed_alone() {
         const LEN: usize = 2 * CHUNK_LEN + 5;
@@ -674,7 +674,7 @@ mod tests {
         assert!(draw_streams(&law, 0, 1, SEED, |_| ()).is_empty());
     }
 
-    /// Goal: threads that share a stream go through the same operations, each from its own place. Method: two thirds of
+    /// Goal: sessions that share a stream go through the same operations, each from its own place. Method: two thirds of
     /// a stream, and the whole cycle after it.
     #[test]
     fn a_shared_stream_begins_elsewhere() {
