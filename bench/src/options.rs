@@ -42,8 +42,8 @@ use crate::{
     sweep::SweepOptions,
     wire::{WirePort, rate::Rate},
     workload::{
-        Hotspot, INSERTS_MAX, INSERTS_MIN, Inserts, KeyDistribution, RECORDS_MAX, Share, Stream, StreamLaw,
-        Theta, Trace, TraceFile, ValueLaw, ValueLen, Workload,
+        Hotspot, INSERTS_MAX, INSERTS_MIN, Inserts, KeyDistribution, RECORDS_MAX, STREAM_LEN, STREAMS_MAX,
+        Share, Stream, StreamLaw, Theta, Trace, TraceFile, ValueLaw, ValueLen, Workload,
     },
 };
 
@@ -52,6 +52,16 @@ const WIRE_WARMUP: f64 = 0.3;
 
 /// Inserts per second and server core that room is made for: 5 % of 10 M op/s, which is what a 10 GbE card carries.
 const INSERTS_PER_SEC: f64 = 500_000.0;
+
+/// Operations per second that no client machine begins, for how many are worth drawing.
+const OPS_PER_SEC_MAX: f64 = 60e6;
+
+/// Fewest operations of a stream, which draw in some milliseconds.
+const STREAM_LEN_MIN: usize = 1 << 16;
+
+/// Operations of a stream for each record, and how many are enough however few records there are.
+const STREAM_LEN_PER_RECORD: usize = 16;
+const STREAM_LEN_VARIOUS: usize = 1 << 17;
 
 /// Records that the store can be measured with: fewer would not fill a few batches, more have no place in one store.
 const STORE_RECORDS: std::ops::RangeInclusive<i64> = 1_000..=100_000_000;
@@ -648,6 +658,24 @@ impl RunOptions {
         self.sessions.unwrap_or(self.threads).into()
     }
 
+    /// Streams that are drawn: one for each session up to [`STREAMS_MAX`], which more of them share.
+    #[must_use]
+    pub fn stream_count(&self) -> usize {
+        self.clients().min(STREAMS_MAX)
+    }
+
+    /// Operations that are drawn for each stream, a power of two from 65,536 to [`STREAM_LEN`]. No more than the sessions that go
+    /// through it can begin in the time that there is, at the rate asked for or else at 60 M op/s; and no more than it takes for
+    /// each record to be there sixteen times on average, or 131,072, beyond which a cycle shows nothing new.
+    #[must_use]
+    pub fn stream_len(&self) -> usize {
+        let rate = self.rate.unwrap_or(OPS_PER_SEC_MAX);
+        let used = (self.warmup + self.duration) * rate / self.stream_count() as f64;
+        let various = (STREAM_LEN_PER_RECORD * self.records as usize).max(STREAM_LEN_VARIOUS);
+        // Conversions of floats saturate.
+        (used.ceil() as usize).min(various).clamp(STREAM_LEN_MIN, STREAM_LEN).next_power_of_two()
+    }
+
     /// What the session with this number does, which goes through `stream`. Sessions have equal parts of the rate, but those of
     /// a trace as much of it as of the rows.
     #[must_use]
@@ -1065,6 +1093,28 @@ mod tests {
         let options = typed("--rate 900 --sessions 3 --records 10");
         let streams = draw_streams(&options.law(), 3, 10, 1, |_| {});
         assert_eq!(rates(&options, &streams), [300.0; 3]);
+    }
+
+    /// Goal: streams are as long as a run can use, and not longer; the usual run has full ones. Method: short and slow runs, few
+    /// records, and sessions that share streams.
+    #[test]
+    fn streams_are_as_long_as_they_are_used() {
+        for (words, len) in [
+            ("", STREAM_LEN),
+            ("--threads 1024 --duration 0.5 --warmup 0.1", STREAM_LEN),
+            ("--duration 0.05 --warmup 0", STREAM_LEN),
+            ("--duration 0.05 --warmup 0 --threads 4", 1 << 20),
+            ("--rate 100000 --duration 8 --warmup 1", 1 << 20),
+            ("--rate 100000 --duration 8 --warmup 1 --sessions 2", 1 << 19),
+            ("--rate 1000", 1 << 16),
+            ("--rate 1000000", STREAM_LEN),
+            ("--records 1", 1 << 17),
+            ("--records 100000", 1 << 21),
+            ("--records 2147483647", STREAM_LEN),
+            ("--duration 86400 --rate 1000000000", STREAM_LEN),
+        ] {
+            assert_eq!(typed(words).stream_len(), len, "{words}");
+        }
     }
 
     /// Goal: whatever means nothing without a store and without sessions is refused for a ceiling, with its name and the

@@ -48,7 +48,7 @@ use crate::{
         nic::{NicFacts, interface_towards},
         verdict::{RunFacts, Verdict, verdicts},
     },
-    workload::{Inserts, STREAM_LEN, STREAMS_MAX, Stream, StreamLaw, Workload, draw_streams},
+    workload::{Inserts, Stream, StreamLaw, Workload, draw_streams},
 };
 
 /// Why rings are not measured on one host.
@@ -890,7 +890,10 @@ fn store_records<P: Port>(
 
 /// What the sessions of the last run did, for the next one: drawing it can take longer than a short run.
 #[derive(Default)]
-pub(crate) struct Drawn(Option<(StreamLaw, u64, usize, Vec<Stream>)>);
+pub(crate) struct Drawn(Option<(DrawnBy, Vec<Stream>)>);
+
+/// What streams depend on: their law, seed and length, and how many sessions there are.
+type DrawnBy = (StreamLaw, u64, usize, usize);
 
 impl Drawn {
     /// What the sessions will do, from the beginning.
@@ -899,20 +902,19 @@ impl Drawn {
             // Nothing is drawn.
             return draw(options);
         }
-        let (law, seed, clients) = (options.law(), options.seed, options.clients());
-        let is_same = |of: &(StreamLaw, u64, usize, _)| (&of.0, of.1, of.2) == (&law, seed, clients);
-        if let Some((.., streams)) = self.0.as_ref().filter(|of| is_same(of)) {
+        let by = (options.law(), options.seed, options.stream_len(), options.clients());
+        if let Some((_, streams)) = self.0.as_ref().filter(|(drawn_by, _)| *drawn_by == by) {
             return Ok(streams.clone());
         }
         // First the old ones go: there is not memory for both on every machine.
         self.0 = None;
         let streams = draw(options)?;
-        self.0 = Some((law, seed, clients, streams.clone()));
+        self.0 = Some((by, streams.clone()));
         Ok(streams)
     }
 }
 
-/// Draws what the sessions will do. Beyond [`STREAMS_MAX`] they share streams, so that memory is bounded.
+/// Draws what the sessions will do. Many of them share streams, so that memory is bounded.
 pub(crate) fn draw(options: &RunOptions) -> anyhow::Result<Vec<Stream>> {
     let clients = options.clients();
     if let Some(trace) = options.replayed() {
@@ -922,10 +924,9 @@ pub(crate) fn draw(options: &RunOptions) -> anyhow::Result<Vec<Stream>> {
         }
         return Ok(streams);
     }
-    let count = clients.min(STREAMS_MAX);
-    let bar = progress_bar((count * STREAM_LEN) as u64, "drawing operations");
-    let streams =
-        draw_streams(&options.law(), count, STREAM_LEN, options.seed, |drawn| bar.inc(drawn as u64));
+    let (count, len) = (options.stream_count(), options.stream_len());
+    let bar = progress_bar((count * len) as u64, "drawing operations");
+    let streams = draw_streams(&options.law(), count, len, options.seed, |drawn| bar.inc(drawn as u64));
     bar.finish_and_clear();
     let parts = clients.div_ceil(count);
     Ok((0..clients).map(|client| streams[client % count].share(client / count, parts)).collect())

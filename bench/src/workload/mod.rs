@@ -36,7 +36,7 @@ pub use self::{
 /// Most records of a run, 2^31 - 1: a [`Draw`] has 31 bits for the record.
 pub const RECORDS_MAX: u32 = i32::MAX as u32;
 
-/// Draws of a stream unless said otherwise, 4 Mi: 64 MiB, repeated several times in a second of a fast run. Long enough
+/// Most draws of a stream, 4 Mi: 64 MiB, repeated several times in a second of a fast run. Long enough
 /// that a cycle touches the rarely used records too, and read in order, so that it does not displace what is hot.
 pub const STREAM_LEN: usize = 4 << 20;
 
@@ -244,7 +244,7 @@ impl StreamLaw {
 /// Draws `count` streams of `len` operations each, on all cores that the calling thread may use.
 ///
 /// The streams depend on `law`, `len` and `seed` alone, and the first ones are the same whatever `count` is; each is
-/// independent of the others. Meanwhile `progress` is called from several threads with the number of operations drawn
+/// independent of the others. A shorter stream is the beginning of a longer one. Meanwhile `progress` is called from several threads with the number of operations drawn
 /// since its last call, some hundred times a second; in all that makes `count × len`.
 ///
 /// # Panics
@@ -628,6 +628,10 @@ mod tests {
         let draw = |count, seed| draw_streams(&law, count, LEN, seed, |_| ());
         let (one, three, other) = (draw(1, SEED), draw(3, SEED), draw(1, SEED + 1));
         assert!(one[0].draws() == three[0].draws());
+        let shorter = draw_streams(&law, 3, CHUNK_LEN + 9, SEED, |_| ());
+        for (shorter, longer) in shorter.iter().zip(&three) {
+            assert!(shorter.draws() == &longer.draws()[..CHUNK_LEN + 9]);
+        }
         let chunks = three.iter().chain(&other).flat_map(|stream| stream.draws().chunks(CHUNK_LEN));
         // Two streams of this length agree in five places about once in 10^45 tries.
         let mut starts: Vec<_> =
