@@ -7,7 +7,7 @@
 
 use std::fmt::Write as _;
 
-use super::figures::{extent, grouped, significant};
+use super::figures::{extent, grouped, nines, significant};
 
 /// Size of a chart, and the room for what surrounds the plot.
 const WIDTH: f64 = 440.0;
@@ -408,7 +408,7 @@ impl Chart {
 fn shown_on(axis: &Axis, value: f64) -> String {
     match axis.ticks {
         Ticks::Plain => significant(value),
-        Ticks::Nines => format!("{} %", significant(100.0 - 100.0 / value)),
+        Ticks::Nines => format!("{} %", nines(1.0 - 1.0 / value)),
     }
 }
 
@@ -655,6 +655,8 @@ mod tests {
         let nines = Axis { ticks: Ticks::Nines, ..Axis::new("", Scale::Log) };
         let axis = Fitted::new(&nines, [1.0, 10_000.0].into_iter(), None, (0.0, 1.0)).unwrap();
         assert_eq!(axis.labels(Ticks::Nines).join(" "), "0 90 99 99.9 99.99");
+        let shown = [10.0, 2_000.0, 20_000.0, 5e6].map(|value| shown_on(&nines, value));
+        assert_eq!(shown, ["90 %", "99.95 %", "99.995 %", "99.99998 %"]);
     }
 
     /// Goal: text cannot leave its place. Method: hostile names and labels everywhere.

@@ -61,6 +61,19 @@ pub(super) fn rate(ops_per_sec: f64) -> String {
     format!("{} {}", if unit.size == 1.0 { significant(figure) } else { three_digits(figure) }, unit.name)
 }
 
+/// A share of nearly all in per cent, with as many decimals as tell it from the next nine.
+pub(super) fn nines(share: f64) -> String {
+    let count = -(1.0 - share).log10();
+    let decimals = if count.is_finite() { (count.floor() + 1.0).clamp(0.0, 9.0) as usize } else { 0 };
+    let text = grouped(share * 100.0, decimals);
+    if text.contains('.') { text.trim_end_matches('0').trim_end_matches('.').to_owned() } else { text }
+}
+
+/// The name of a quantile; that of the whole is the maximum.
+pub(super) fn quantile_name(share: f64) -> String {
+    if share >= 1.0 { "max".to_owned() } else { format!("p{}", nines(share)) }
+}
+
 /// A time given in µs.
 pub(super) fn micros(us: f64) -> String {
     match us.abs() {
@@ -123,6 +136,24 @@ mod tests {
         assert_eq!(micros(147.455), "147 µs");
         assert_eq!(micros(96_000.0), "96 ms");
         assert_eq!(micros(1_500_000.0), "1.50 s");
+    }
+
+    #[test]
+    fn nines_are_told_apart() {
+        for (share, expected) in [
+            (0.5, "p50"),
+            (0.9, "p90"),
+            (0.975, "p97.5"),
+            (0.99, "p99"),
+            (0.999, "p99.9"),
+            (0.9999, "p99.99"),
+            (0.999_95, "p99.995"),
+            (0.999_999_8, "p99.99998"),
+            (1.0, "max"),
+        ] {
+            assert_eq!(quantile_name(share), expected);
+        }
+        assert_eq!(nines(0.0), "0");
     }
 
     #[test]
