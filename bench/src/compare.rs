@@ -435,7 +435,7 @@ pub fn compare_table(report: &CompareReport) -> String {
 }
 
 #[cfg(test)]
-mod tests {
+pub(crate) mod tests {
     use clap::Parser;
     use rand::{RngExt, SeedableRng, rngs::StdRng};
 
@@ -460,7 +460,7 @@ mod tests {
     }
 
     /// What a comparison of candidates that `run` measures comes to.
-    fn compared(
+    pub(crate) fn compared(
         words: &str,
         stop: &AtomicBool,
         run: impl FnMut(WirePort) -> anyhow::Result<Report>,

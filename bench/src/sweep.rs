@@ -480,7 +480,7 @@ fn figure(point: &SweepPoint, path: &[&str], factor: f64, decimals: usize) -> St
 }
 
 #[cfg(test)]
-mod tests {
+pub(crate) mod tests {
     use clap::Parser;
     use serde_json::json;
 
@@ -501,6 +501,11 @@ mod tests {
         let report = begin(&typed(words))?;
         let points = plan(&report.axes, &report.options)?;
         Ok((report, points))
+    }
+
+    /// A sweep of which nothing has been measured.
+    pub(crate) fn swept(words: &str) -> SweepReport {
+        begun(words).unwrap().0
     }
 
     fn run(ops_per_sec: f64) -> Value {

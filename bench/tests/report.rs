@@ -173,7 +173,8 @@ fn charts_are_those_of_the_kind() {
                 "Percentiles over time",
                 "How many operations took no longer",
                 "The slowest operations",
-                "CPU time of both sides",
+                "Time in which clients had work",
+                "CPU time of the servers",
                 "CPU 0 (server)",
                 "CPU 1 (client)",
                 "Bits on lo",
@@ -242,8 +243,16 @@ fn numbers_are_those_of_the_result() {
 /// repeats whose cores were at different distances, and a run on another kernel.
 #[test]
 fn several_runs_get_a_verdict() {
+    let scratch = Scratch::new();
     let page = render(&[fixture("run-a"), fixture("run-b")]).unwrap();
-    assert!(page.contains("run-b and run-a: no difference beyond the noise (−"), "{page}");
+    assert!(page.contains("run-b and run-a: not compared, as the one is a closed loop"), "{page}");
+    // Each run's own verdict is there, too.
+    assert!(page.contains("<li>run-a: Limited by the client"), "{page}");
+    let mut closed: Value =
+        serde_json::from_slice(&fs::read(fixture("run-a").join("result.json")).unwrap()).unwrap();
+    (closed["loop"], closed["offered_ops_per_sec"]) = (json!("closed"), Value::Null);
+    let page = render(&[scratch.result("closed", &closed), fixture("run-b")]).unwrap();
+    assert!(page.contains("run-b and closed: no difference beyond the noise (−"), "{page}");
     let repeats: Vec<_> = ["verify", "check-faults"]
         .iter()
         .flat_map(|name| (1..=3).map(move |run| kept(&format!("loopback-{name}-{run}"))))
@@ -260,7 +269,6 @@ fn several_runs_get_a_verdict() {
     );
     let page = render(&[kept("loopback-verify-1"), kept("loopback-tcp-1")]).unwrap();
     assert!(page.contains("whether that is more than noise cannot be told"), "{page}");
-    let scratch = Scratch::new();
     let other = json!({"kind": "run", "ops_per_sec": 3e7, "config": {"threads": 2}, "environment": {"kernel": "5.15"}});
     let page = render(&[fixture("run-a"), scratch.result("other", &other)]).unwrap();
     assert!(page.contains("Not the same kernel: 5.15; 6.18.44."), "{page}");

@@ -633,7 +633,7 @@ pub fn peers_verdict(report: &PeersReport) -> anyhow::Result<()> {
 }
 
 #[cfg(test)]
-mod tests {
+pub(crate) mod tests {
     use clap::Parser;
 
     use super::*;
@@ -650,7 +650,7 @@ mod tests {
         Line::try_parse_from(words).map(|line| line.options).map_err(|error| error.to_string())
     }
 
-    fn peer(name: &'static str, ops_per_sec: f64) -> PeerResult {
+    pub(crate) fn peer(name: &'static str, ops_per_sec: f64) -> PeerResult {
         PeerResult {
             name,
             version: "1.2.3".to_owned(),
@@ -678,7 +678,7 @@ mod tests {
         }
     }
 
-    fn peers_report(peers: Vec<PeerResult>) -> PeersReport {
+    pub(crate) fn peers_report(peers: Vec<PeerResult>) -> PeersReport {
         let rounds = [40.0, 20.0, 30.0].map(|mops| Report { ops_per_sec: mops * 1e6, ..report() });
         let linerate = LinerateResult::of(rounds.into(), &options("").unwrap());
         PeersReport {

@@ -149,6 +149,20 @@ impl Folder {
         })
     }
 
+    /// A result that lies nowhere.
+    #[cfg(test)]
+    pub(super) fn of(name: &str, result: Value) -> Self {
+        Self {
+            name: name.to_owned(),
+            kind: Kind::of(&result).expect("the kind is known"),
+            command: None,
+            facts: facts(&result, &Value::Null, None),
+            notes: Vec::new(),
+            is_partial: result.pointer("/partial") == Some(&Value::Bool(true)),
+            result,
+        }
+    }
+
     /// Whether it was interrupted, or part of it failed.
     pub(super) fn is_partial(&self) -> bool {
         self.is_partial
@@ -163,7 +177,7 @@ impl Folder {
     pub(super) fn run(&self) -> Option<&Value> {
         match self.kind {
             Kind::Run | Kind::Ceiling => Some(&self.result),
-            Kind::Search => self.result.get("report").filter(|report| report.is_object()),
+            Kind::Search => at(&self.result, "/report").filter(|report| report.is_object()),
             _ => None,
         }
     }
@@ -178,15 +192,52 @@ impl Folder {
         }
     }
 
-    /// Operations per second of each second measured; empty when only the total is known.
-    pub(super) fn seconds(&self) -> Vec<f64> {
+    /// The middle of each second measured, and operations per second in it; empty when only the total is known.
+    pub(super) fn seconds(&self) -> Vec<(f64, f64)> {
         match self.kind {
-            Kind::Cluster => list(&self.result, "/ops_per_sec").iter().filter_map(Value::as_f64).collect(),
-            _ => {
-                let seconds = self.run().map_or(&[][..], |run| list(run, "/series"));
-                seconds.iter().filter_map(|second| number(second, "/ops_per_sec")).collect()
+            Kind::Cluster => {
+                let seconds = list(&self.result, "/ops_per_sec").iter().enumerate();
+                seconds.filter_map(|(second, ops)| Some((second as f64 + 0.5, ops.as_f64()?))).collect()
             }
+            _ => self.run().map_or_else(Vec::new, |run| over_time(list(run, "/series"), "/ops_per_sec")),
         }
+    }
+
+    /// What every run in it has reported, and what the run is called; the only one has no name. With those that failed,
+    /// as their reasons must not be overlooked.
+    pub(super) fn reports(&self) -> Vec<(String, &Value)> {
+        let result = &self.result;
+        let named = |list: &'static str, name: &dyn Fn(&Value) -> String| -> Vec<(String, &Value)> {
+            let of = self::list(result, list).iter();
+            of.filter_map(|one| Some((name(one), at(one, "/report")?))).collect()
+        };
+        let mut reports = match self.kind {
+            Kind::Compare => named("/candidates", &|one| text(one, "/name").unwrap_or("unnamed").to_owned()),
+            Kind::Sweep => named("/points", &|point| {
+                list(point, "/values").iter().map(plain).collect::<Vec<_>>().join(" · ")
+            }),
+            Kind::Search => at(result, "/report").map(|report| (String::new(), report)).into_iter().collect(),
+            Kind::Peers => {
+                let ours = at(result, "/linerate/report").map(|report| ("linerate".to_owned(), report));
+                ours.into_iter().collect()
+            }
+            Kind::Wire => {
+                let ports = result.get("ports").and_then(Value::as_object).into_iter().flatten();
+                let with_shaped = |(name, port)| {
+                    let shaped = at(port, "/shaped").map(|shaped| (format!("{name}, shaped link"), shaped));
+                    [(String::clone(name), port)].into_iter().chain(shaped)
+                };
+                ports.flat_map(with_shaped).collect()
+            }
+            Kind::ClusterSeries => {
+                let points = list(result, "/points").iter();
+                points.map(|point| (text(point, "/label").unwrap_or("unnamed").to_owned(), point)).collect()
+            }
+            Kind::Run | Kind::Ceiling | Kind::Cluster => vec![(String::new(), result)],
+            Kind::Store | Kind::StoreSweep | Kind::Cache => Vec::new(),
+        };
+        reports.retain(|(_, report)| report.is_object());
+        reports
     }
 
     /// What was asked for: of a cluster its spec.
@@ -300,19 +351,56 @@ fn lines(folder: &Path, name: &str, notes: &mut Vec<String>) -> Option<String> {
     }
 }
 
+/// What is there, whatever it is; `None` when nothing is.
+pub(super) fn at<'a>(value: &'a Value, pointer: &str) -> Option<&'a Value> {
+    #[cfg(test)]
+    super::drift::note(value, pointer);
+    value.pointer(pointer)
+}
+
 /// The number there; `None` when there is none.
 pub(super) fn number(value: &Value, pointer: &str) -> Option<f64> {
-    value.pointer(pointer)?.as_f64()
+    at(value, pointer)?.as_f64()
 }
 
 /// The text there.
 pub(super) fn text<'a>(value: &'a Value, pointer: &str) -> Option<&'a str> {
-    value.pointer(pointer)?.as_str()
+    at(value, pointer)?.as_str()
+}
+
+/// Whether it is said there to be so; `None` when nothing is said.
+pub(super) fn flag(value: &Value, pointer: &str) -> Option<bool> {
+    at(value, pointer)?.as_bool()
 }
 
 /// The list there; empty when there is none.
 pub(super) fn list<'a>(value: &'a Value, pointer: &str) -> &'a [Value] {
-    value.pointer(pointer).and_then(Value::as_array).map_or(&[], Vec::as_slice)
+    at(value, pointer).and_then(Value::as_array).map_or(&[], Vec::as_slice)
+}
+
+/// The seconds of a run: the middle of each, and what it shows of a field.
+pub(super) fn over_time(series: &[Value], pointer: &str) -> Vec<(f64, f64)> {
+    let point = |(index, second)| {
+        let (from, to) = ends(index, second);
+        Some(((from + to) / 2.0, number(second, pointer)?))
+    };
+    series.iter().enumerate().filter_map(point).collect()
+}
+
+/// The same of what was counted in each interval, which need not be a second long, per second.
+pub(super) fn counts_over_time(series: &[Value], pointer: &str) -> Vec<(f64, f64)> {
+    let point = |(index, second)| {
+        let (from, to) = ends(index, second);
+        let length = if to > from { to - from } else { 1.0 };
+        Some(((from + to) / 2.0, number(second, pointer)? / length))
+    };
+    series.iter().enumerate().filter_map(point).collect()
+}
+
+/// When an interval begins and ends, in seconds; the one of this index when it does not say.
+pub(super) fn ends(index: usize, interval: &Value) -> (f64, f64) {
+    let from = number(interval, "/from_s").unwrap_or(index as f64);
+    (from, number(interval, "/to_s").unwrap_or(from + 1.0))
 }
 
 /// A value as text: strings without their quotes, whole numbers grouped only where that is done.

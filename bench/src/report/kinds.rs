@@ -4,8 +4,8 @@ use serde_json::Value;
 
 use super::{
     chart::{Axis, Bar, Bars, Chart, Mark, Scale, Series},
-    figures::{Unit, extent, grouped, micros, rate, significant},
-    folder::{Folder, Kind, list, number, plain, text},
+    figures::{Unit, extent, grouped, micros, quantile_name, rate, significant},
+    folder::{Folder, Kind, at, flag, list, number, plain, text},
     page::{Drawing, Key, Section, Table},
     run::{self, PERCENTILES, line, us},
 };
@@ -48,20 +48,29 @@ pub(super) fn key(folder: &Folder) -> Option<Key> {
     Some(Key { figure, words })
 }
 
-/// What the result says in plain words.
+/// What the result says in plain words, and what its runs say.
 pub(super) fn verdicts(folder: &Folder) -> Vec<String> {
+    let mut verdicts = own_verdicts(folder);
+    verdicts.extend(verdicts_of(&folder.reports()));
+    verdicts
+}
+
+/// What the result says in plain words.
+pub(super) fn own_verdicts(folder: &Folder) -> Vec<String> {
     let result = &folder.result;
     let mut verdicts = Vec::new();
-    for ratio in list(result, "/ratios") {
+    let of_candidates = if folder.kind == Kind::Compare { list(result, "/ratios") } else { &[] };
+    for ratio in of_candidates {
         let name = |pointer: &str| text(ratio, pointer).unwrap_or("one").to_owned();
         let Some(median) = number(ratio, "/ratio") else { continue };
         let spread = number(ratio, "/min").zip(number(ratio, "/max"));
         let spread =
             spread.map_or_else(String::new, |(least, most)| format!(" (rounds: {least:.2} to {most:.2})"));
-        let noise = match ratio.get("is_beyond_noise").and_then(Value::as_bool) {
-            Some(true) => ", larger than the noise",
-            Some(false) => ", not beyond the noise",
-            None => "",
+        let noise = match (flag(ratio, "/is_beyond_noise"), at(ratio, "/confidence")) {
+            (Some(true), _) => ", larger than the noise",
+            (Some(false), Some(Value::Null)) => ", of too few rounds to tell it from noise",
+            (Some(false), _) => ", not beyond the noise",
+            (None, _) => "",
         };
         verdicts.push(format!(
             "{} does {median:.2} times what {} does{spread}{noise}.",
@@ -69,7 +78,9 @@ pub(super) fn verdicts(folder: &Folder) -> Vec<String> {
             name("/to")
         ));
     }
-    if let Some(ratios) = result.get("ratios").and_then(Value::as_object) {
+    if folder.kind == Kind::Peers
+        && let Some(ratios) = at(result, "/ratios").and_then(Value::as_object)
+    {
         for (name, ratio) in ratios {
             if let Some(ratio) = ratio.as_f64() {
                 verdicts.push(format!("linerate does {} times what {name} does.", significant(ratio)));
@@ -77,20 +88,158 @@ pub(super) fn verdicts(folder: &Folder) -> Vec<String> {
         }
     }
     if folder.kind == Kind::Search {
-        let (lower, upper) = (number(result, "/lower"), number(result, "/upper"));
-        if let (Some(lower), Some(upper)) = (lower, upper) {
-            verdicts.push(format!("{} kept it, {} missed it.", rate(lower), rate(upper)));
-        }
-    }
-    if let Some(run) = folder.run() {
-        verdicts.extend(run::verdicts(run));
+        verdicts.extend(found(result));
     }
     verdicts
 }
 
+/// Between which rates the one that was searched for lies.
+fn found(result: &Value) -> Option<String> {
+    let trials = list(result, "/trials");
+    Some(match (number(result, "/lower"), number(result, "/upper")) {
+        (Some(lower), Some(upper)) => format!("{} kept it, {} missed it.", rate(lower), rate(upper)),
+        (Some(lower), None) if has_ended_early(result) => {
+            format!("{} kept it, and nothing had missed it when the search ended.", rate(lower))
+        }
+        (Some(lower), None) => format!(
+            "{} kept it, and no rate missed it: even twice the throughput of a closed loop was kept, and higher ones are not \
+             tried. The limit is not known.",
+            rate(lower)
+        ),
+        (None, Some(upper)) => format!("No rate kept it; {} was the lowest that missed it.", rate(upper)),
+        (None, None) => {
+            let last = trials.iter().rev().find(|trial| flag(trial, "/kept") == Some(false))?;
+            let why = text(last, "/why").unwrap_or("it was missed");
+            format!("No rate kept it, not even {}: {why}.", rate(number(last, "/rate")?))
+        }
+    })
+}
+
+/// Whether a search ended before it knew.
+fn has_ended_early(result: &Value) -> bool {
+    flag(result, "/partial") == Some(true) || number(result, "/rate").is_none()
+}
+
+/// Kinds of verdicts that are no reason to doubt the figure of one run among several.
+const UNREMARKABLE: [&str; 2] = ["healthy", "server-limited"];
+
+/// Runs with the same verdict that have a sentence each; of more it is told of all together.
+const ALIKE_MAX: usize = 2;
+
+/// Names in a sentence, at most.
+const NAMES_MAX: usize = 8;
+
+/// What runs say of themselves. The only one says all of it, and several what makes their figures doubtful.
+pub(super) fn verdicts_of(reports: &[(String, &Value)]) -> Vec<String> {
+    if let [(name, report)] = reports
+        && name.is_empty()
+    {
+        return run::verdicts(report).into_iter().map(|(_, sentence)| sentence.to_owned()).collect();
+    }
+    let mut by_kind: Vec<(&str, Vec<(&str, &str)>)> = Vec::new();
+    for (name, report) in reports {
+        for (kind, sentence) in run::verdicts(report) {
+            if UNREMARKABLE.contains(&kind) {
+                continue;
+            }
+            match by_kind.iter_mut().find(|(known, _)| *known == kind && !kind.is_empty()) {
+                Some((_, alike)) => alike.push((name, sentence)),
+                None => by_kind.push((kind, vec![(name, sentence)])),
+            }
+        }
+    }
+    let mut verdicts = Vec::new();
+    for (kind, alike) in by_kind {
+        if alike.len() <= ALIKE_MAX {
+            verdicts.extend(alike.iter().map(|(name, sentence)| format!("{name}: {sentence}")));
+            continue;
+        }
+        let mut names: Vec<&str> = alike.iter().map(|(name, _)| *name).collect();
+        names.dedup();
+        let more = match names.len().saturating_sub(NAMES_MAX) {
+            0 => String::new(),
+            more => format!(" and {more} more"),
+        };
+        names.truncate(NAMES_MAX);
+        verdicts.push(format!(
+            "{} of {} runs are {kind}: {}{more}. Of the first: {}",
+            alike.len(),
+            reports.len(),
+            names.join(", "),
+            alike[0].1
+        ));
+    }
+    verdicts
+}
+
+/// Warnings on runs, at most.
+const WARNINGS_MAX: usize = 40;
+
+/// What is wrong with runs, which nobody must overlook.
+pub(super) fn warnings_of(reports: &[(String, &Value)]) -> Vec<String> {
+    let mut warnings: Vec<String> = Vec::new();
+    for (name, report) in reports {
+        let of = if name.is_empty() { String::new() } else { format!("{name}: ") };
+        if let Some(wrong) = number(report, "/wrong_values").filter(|&wrong| wrong > 0.0) {
+            warnings.push(format!("{of}{} values were wrong.", grouped(wrong, 0)));
+        }
+        if let Some(count) = number(report, "/check/violations").filter(|&count| count > 0.0) {
+            warnings.push(format!("{of}{} times the store was not linearizable.", grouped(count, 0)));
+        }
+        match text(report, "/failure") {
+            Some(failure) => warnings.push(format!("{of}{failure}")),
+            None if !name.is_empty() && flag(report, "/partial") == Some(true) => {
+                warnings.push(format!("{of}ended early."));
+            }
+            None => {}
+        }
+    }
+    if warnings.len() > WARNINGS_MAX {
+        let more = warnings.len() - WARNINGS_MAX;
+        warnings.truncate(WARNINGS_MAX);
+        warnings.push(format!("And {more} more."));
+    }
+    warnings
+}
+
+/// What must not be overlooked in all of a result, without what its folder says.
+pub(super) fn alarms(folder: &Folder) -> Vec<String> {
+    let result = &folder.result;
+    let mut warnings = warnings_of(&folder.reports());
+    match folder.kind {
+        Kind::Search => {
+            if let Some(ended) = text(result, "/ended") {
+                warnings.insert(0, format!("The search ended before it knew: {ended}."));
+            }
+        }
+        Kind::Sweep => {
+            let points = list(result, "/points");
+            let mut failed = points.iter().filter_map(|point| Some((point, text(point, "/error")?)));
+            if let Some((point, error)) = failed.next() {
+                let values: Vec<String> = list(point, "/values").iter().map(plain).collect();
+                warnings.push(format!(
+                    "{} of {} points have no valid result; {}: {error}",
+                    1 + failed.count(),
+                    points.len(),
+                    values.join(" · ")
+                ));
+            }
+        }
+        Kind::Peers => {
+            for peer in list(result, "/peers") {
+                if let Some(wrong) = number(peer, "/wrong_values").filter(|&wrong| wrong > 0.0) {
+                    let name = text(peer, "/name").unwrap_or("unnamed");
+                    warnings.push(format!("{name}: {} values were wrong.", grouped(wrong, 0)));
+                }
+            }
+        }
+        _ => {}
+    }
+    warnings
+}
+
 /// What must not be overlooked.
 pub(super) fn warnings(folder: &Folder) -> Vec<String> {
-    let result = &folder.result;
     let mut warnings = Vec::new();
     if folder.is_partial() {
         warnings.push(
@@ -98,19 +247,10 @@ pub(super) fn warnings(folder: &Folder) -> Vec<String> {
                 .into(),
         );
     }
-    if let Some(failure) = text(result, "/failure") {
-        warnings.push(failure.to_owned());
-    }
     if folder.fact("build") == Some("debug") {
         warnings.push("Built without --release, so the figures mean nothing.".to_owned());
     }
-    let run = folder.run().unwrap_or(result);
-    if let Some(wrong) = number(run, "/wrong_values").filter(|&wrong| wrong > 0.0) {
-        warnings.push(format!("{} values were wrong.", grouped(wrong, 0)));
-    }
-    if let Some(count) = number(run, "/check/violations").filter(|&count| count > 0.0) {
-        warnings.push(format!("{} times the store was not linearizable.", grouped(count, 0)));
-    }
+    warnings.extend(alarms(folder));
     warnings.extend(folder.notes.iter().cloned());
     warnings
 }
@@ -120,20 +260,25 @@ pub(super) fn sections(folder: &Folder, drawing: &mut Drawing) -> Vec<Section> {
     let result = &folder.result;
     let mut sections = match folder.kind {
         Kind::Run | Kind::Ceiling => return run::sections(result, drawing),
-        Kind::Compare => compare(result, drawing),
+        Kind::Compare => {
+            let mut sections = compare(result, drawing);
+            sections.push(refused(result));
+            sections
+        }
         Kind::Sweep => vec![sweep(result, drawing)],
         Kind::Search => search(result, drawing),
-        Kind::Peers => vec![peers(result, drawing)],
-        Kind::Cluster => vec![cluster(result, drawing), run::settings(result.get("spec"))],
+        Kind::Peers => {
+            let mut missing = Section::new("Not measured");
+            missing.paragraphs.extend(list(result, "/missing").iter().map(plain));
+            vec![peers(result, drawing), run::settings(at(result, "/linerate/report/config")), missing]
+        }
+        Kind::Cluster => vec![cluster(result, drawing), run::settings(at(result, "/spec"))],
         Kind::ClusterSeries => cluster_series(result, drawing),
         Kind::Wire => wire(result, drawing),
-        Kind::Store => vec![store(result, drawing), run::settings(result.get("config"))],
+        Kind::Store => vec![store(result, drawing), run::settings(at(result, "/config"))],
         Kind::StoreSweep => vec![numbers(result)],
         Kind::Cache => vec![cache(result, drawing)],
     };
-    if let Some(refused) = refused(result) {
-        sections.push(refused);
-    }
     sections.retain(|section| !section.is_empty());
     sections
 }
@@ -218,6 +363,10 @@ fn compare(result: &Value, drawing: &mut Drawing) -> Vec<Section> {
         ]);
     }
     section.tables.push(table);
+    section.tables.extend(ratios(result));
+    if let Some(test) = text(result, "/noise_test").filter(|_| !list(result, "/ratios").is_empty()) {
+        section.paragraphs.push(format!("What is noise is decided by {test}."));
+    }
     if let Some(medium) = text(result, "/medium") {
         let rounds = number(result, "/rounds")
             .map_or_else(String::new, |rounds| format!(", {} rounds", grouped(rounds, 0)));
@@ -225,9 +374,40 @@ fn compare(result: &Value, drawing: &mut Drawing) -> Vec<Section> {
     }
     let reports: Vec<(String, &Value)> = candidates
         .iter()
-        .filter_map(|one| Some((text(one, "/name")?.to_owned(), one.get("report")?)))
+        .filter_map(|one| Some((text(one, "/name")?.to_owned(), at(one, "/report")?)))
         .collect();
-    vec![section, distributions(&reports, drawing)]
+    let config = reports.first().and_then(|(_, report)| at(report, "/config"));
+    vec![section, distributions(&reports, drawing), run::settings(config)]
+}
+
+/// How the candidates of a comparison relate.
+fn ratios(result: &Value) -> Option<Table> {
+    let head = ["", "median of the rounds", "least", "most", "95 % interval", "beyond the noise"];
+    let mut table = Table::new("Ratios within a round", &head);
+    for ratio in list(result, "/ratios") {
+        let name = |pointer: &str| text(ratio, pointer).unwrap_or("one").to_owned();
+        let shown =
+            |pointer: &str| number(ratio, pointer).map_or_else(|| "–".to_owned(), |value| grouped(value, 3));
+        let interval = match (number(ratio, "/confidence/0"), number(ratio, "/confidence/1")) {
+            (Some(from), Some(to)) => format!("{} – {}", grouped(from, 3), grouped(to, 3)),
+            _ => "too few rounds".to_owned(),
+        };
+        let is_beyond = match flag(ratio, "/is_beyond_noise") {
+            Some(true) => "yes",
+            Some(false) if number(ratio, "/confidence/0").is_none() => "cannot be told",
+            Some(false) => "no",
+            None => "–",
+        };
+        table.rows.push(vec![
+            format!("{} : {}", name("/of"), name("/to")),
+            shown("/ratio"),
+            shown("/min"),
+            shown("/max"),
+            interval,
+            is_beyond.to_owned(),
+        ]);
+    }
+    (!table.rows.is_empty()).then_some(table)
 }
 
 /// The latencies of several runs on the same charts.
@@ -244,22 +424,14 @@ pub(super) fn distributions(named: &[(String, &Value)], drawing: &mut Drawing) -
 }
 
 /// What could not be measured, and why.
-fn refused(result: &Value) -> Option<Section> {
+fn refused(result: &Value) -> Section {
     let mut section = Section::new("Not measured");
     for one in list(result, "/refused") {
         let (name, error) =
             (text(one, "/name").unwrap_or("unnamed"), text(one, "/error").unwrap_or("no reason given"));
         section.paragraphs.push(format!("{name}: {error}"));
     }
-    for one in list(result, "/missing") {
-        section.paragraphs.push(
-            match (text(one, "/name"), text(one, "/reason").or_else(|| text(one, "/error"))) {
-                (Some(name), Some(reason)) => format!("{name}: {reason}"),
-                _ => plain(one),
-            },
-        );
-    }
-    (!section.is_empty()).then_some(section)
+    section
 }
 
 /// The number that a value is, when it is one that has a place on an axis.
@@ -276,22 +448,39 @@ fn sweep(result: &Value, drawing: &mut Drawing) -> Section {
     let mut points: Vec<Point> = Vec::new();
     let mut table = Table::new("All points", &[]);
     table.head = names.clone();
-    table.head.extend(["op/s", "p50 µs", "p99 µs", "server CPU %", "client CPU %"].map(str::to_owned));
+    let figures =
+        ["op/s", "runs, least – most", "p50 µs", "p99 µs", "server CPU %", "client busy %", "verdicts"];
+    table.head.extend(figures.map(str::to_owned));
     for point in list(result, "/points") {
         let values: Vec<String> = list(point, "/values").iter().map(plain).collect();
         let mut row = values.clone();
         row.resize(names.len(), "–".to_owned());
-        match point.get("report").filter(|report| report.is_object()) {
-            Some(report) => {
-                let count = |pointer: &str| {
-                    number(report, pointer).map_or_else(|| "–".into(), |value| grouped(value, 0))
+        // What is wrong with a point may be known by its report, which is no result then.
+        match (text(point, "/error"), at(point, "/report").filter(|report| report.is_object())) {
+            (None, Some(report)) => {
+                let shown = |pointer: &str, times: f64| {
+                    number(report, pointer).map_or_else(|| "–".into(), |value| grouped(value * times, 0))
                 };
+                let runs = list(point, "/rounds_ops_per_sec");
+                let spread = extent(runs.iter().filter_map(Value::as_f64)).filter(|_| runs.len() > 1);
+                let kinds: Vec<&str> = run::verdicts(report)
+                    .into_iter()
+                    .map(|(kind, _)| kind)
+                    .filter(|kind| !UNREMARKABLE.contains(kind))
+                    .collect();
                 row.extend([
-                    count("/ops_per_sec"),
+                    shown("/ops_per_sec", 1.0),
+                    match spread {
+                        Some((least, most)) => {
+                            format!("{}: {} – {}", runs.len(), grouped(least, 0), grouped(most, 0))
+                        }
+                        None => runs.len().max(1).to_string(),
+                    },
                     us(number(report, "/latency_us/p50")),
                     us(number(report, "/latency_us/p99")),
-                    count("/server_cpu_pct"),
-                    count("/client_cpu_pct"),
+                    shown("/server_cpu_pct", 1.0),
+                    shown("/client_busy_share", 100.0),
+                    kinds.join(", "),
                 ]);
                 if let Some(ops) = number(report, "/ops_per_sec") {
                     points.push(Point {
@@ -301,7 +490,7 @@ fn sweep(result: &Value, drawing: &mut Drawing) -> Section {
                     });
                 }
             }
-            None => row.push(text(point, "/error").unwrap_or("not measured").to_owned()),
+            (error, _) => row.push(error.unwrap_or("not measured").to_owned()),
         }
         // Behind the reason nothing more is known.
         row.resize(table.head.len(), String::new());
@@ -372,7 +561,7 @@ fn objective(result: &Value) -> String {
     let mut parts: Vec<String> = Vec::new();
     for part in list(result, "/slo") {
         if let (Some(quantile), Some(limit)) = (number(part, "/quantile"), number(part, "/limit_us")) {
-            parts.push(format!("p{} within {}", significant(quantile * 100.0), micros(limit)));
+            parts.push(format!("{} within {}", quantile_name(quantile), micros(limit)));
         }
     }
     if let Some(loss) = number(result, "/max_loss") {
@@ -397,7 +586,7 @@ fn search(result: &Value, drawing: &mut Drawing) -> Vec<Section> {
     let rates = trials.iter().filter_map(|trial| number(trial, "/rate"));
     let unit = Unit::of_rates(extent(rates).map_or(0.0, |(_, most)| most));
     let of = |is_kept: bool| -> Vec<(f64, f64)> {
-        let those = trials.iter().filter(|trial| trial.get("kept").and_then(Value::as_bool) == Some(is_kept));
+        let those = trials.iter().filter(|trial| flag(trial, "/kept") == Some(is_kept));
         let point = |trial: &Value| {
             Some((number(trial, "/rate")? / unit.size, number(trial, &format!("/latency_us/{field}"))?))
         };
@@ -436,12 +625,12 @@ fn search(result: &Value, drawing: &mut Drawing) -> Vec<Section> {
             latency("p99"),
             latency("p999"),
             number(trial, "/loss").map_or_else(|| "–".into(), |loss| significant(loss * 100.0)),
-            trial.get("kept").map_or_else(|| "–".into(), plain),
+            at(trial, "/kept").map_or_else(|| "–".into(), plain),
             text(trial, "/why").unwrap_or("").to_owned(),
         ]);
     }
     section.tables.push(table);
-    if let Some(confidence) = result.get("confidence").and_then(Value::as_object) {
+    if let Some(confidence) = at(result, "/confidence").and_then(Value::as_object) {
         let mut table = Table::new("How sure that is", &[]);
         table.rows =
             confidence.iter().map(|(name, value)| vec![name.replace('_', " "), plain(value)]).collect();
@@ -449,19 +638,24 @@ fn search(result: &Value, drawing: &mut Drawing) -> Vec<Section> {
         section.tables.push(table);
     }
     let mut sections = vec![section];
-    if let Some(report) = result.get("report").filter(|report| report.is_object()) {
-        let best = run::sections(report, drawing);
-        sections.extend(best.into_iter().map(|section| Section {
-            heading: format!("{} at the highest rate kept", section.heading),
-            ..section
-        }));
+    if let Some(report) = at(result, "/report").filter(|report| report.is_object()) {
+        // Without a rate it is the run that ended the search.
+        let which = match number(result, "/rate") {
+            Some(_) => "at the highest rate kept",
+            None => "of the run that ended the search",
+        };
+        let run = run::sections(report, drawing);
+        sections.extend(
+            run.into_iter()
+                .map(|section| Section { heading: format!("{} {which}", section.heading), ..section }),
+        );
     }
     sections
 }
 
 fn peers(result: &Value, drawing: &mut Drawing) -> Section {
     let mut section = Section::new("Throughput");
-    let ours = result.get("linerate");
+    let ours = at(result, "/linerate").filter(|ours| ours.is_object());
     let own_name = match ours.and_then(|ours| text(ours, "/transport")) {
         Some(transport) => format!("linerate ({transport})"),
         None => "linerate".to_owned(),
@@ -485,29 +679,61 @@ fn peers(result: &Value, drawing: &mut Drawing) -> Section {
     section.figures.extend(drawing.bars(&rates("Operations per second", &named)));
     let own = ours.and_then(|ours| number(ours, "/ops_per_sec"));
     let ratio_of = |one: &Value| {
-        let known = text(one, "/name").and_then(|name| result.get("ratios")?.get(name)?.as_f64());
+        let known = text(one, "/name").and_then(|name| at(result, "/ratios")?.get(name)?.as_f64());
         known.or_else(|| Some(own? / number(one, "/ops_per_sec")?)).filter(|ratio| ratio.is_finite())
     };
-    let mut table = Table::new(
-        "Each at its best",
-        &["", "op/s", "linerate does", "server CPU %", "p50 µs", "p99 µs", "settings"],
-    );
+    let head = [
+        "",
+        "op/s",
+        "linerate does",
+        "limit",
+        "server CPU %",
+        "client busy %",
+        "p50 µs",
+        "p99 µs",
+        "unanswered",
+        "settings",
+    ];
+    let mut table = Table::new("Each at its best", &head);
     for (name, one) in &all {
         let count =
             |pointer: &str| number(one, pointer).map_or_else(|| "–".into(), |value| grouped(value, 0));
         let ratio = ratio_of(one).filter(|_| !is_ours(one));
-        let latency = |field: &str| us(number(one, &format!("/latency_us/{field}")));
+        // Of linerate its median round says what it does not say itself.
+        let latency = |field: &str| {
+            let own = number(one, &format!("/latency_us/{field}"));
+            us(own.or_else(|| number(at(one, "/report")?, &format!("/latency_us/{field}"))))
+        };
+        let busy = number(one, "/client_busy_pct")
+            .or_else(|| Some(number(at(one, "/report")?, "/client_busy_share")? * 100.0));
         table.rows.push(vec![
             name.clone(),
             count("/ops_per_sec"),
             ratio.map_or_else(String::new, |ratio| format!("{} ×", significant(ratio))),
+            text(one, "/limit").unwrap_or("–").to_owned(),
             count("/server_cpu_pct"),
+            busy.map_or_else(|| "–".into(), |busy| grouped(busy, 0)),
             latency("p50"),
             latency("p99"),
-            one.get("settings").map_or_else(|| "–".into(), plain),
+            count("/unanswered"),
+            at(one, "/settings").map_or_else(|| "–".into(), plain),
         ]);
     }
     section.tables.push(table);
+    let mut tried = Table::new("All settings that were tried, each for a moment", &["", "settings", "op/s"]);
+    for (name, one) in &all {
+        for setting in list(one, "/tried") {
+            tried.rows.push(vec![
+                name.clone(),
+                text(setting, "/settings").unwrap_or("–").to_owned(),
+                number(setting, "/ops_per_sec").map_or_else(|| "–".into(), |ops| grouped(ops, 0)),
+            ]);
+        }
+    }
+    if !tried.rows.is_empty() {
+        tried.is_folded = true;
+        section.tables.push(tried);
+    }
     section
 }
 

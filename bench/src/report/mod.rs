@@ -6,6 +6,8 @@
 //! and pictures of the same folders.
 
 mod chart;
+#[cfg(test)]
+mod drift;
 mod figures;
 mod folder;
 mod kinds;
@@ -25,7 +27,7 @@ use anyhow::Context;
 use askama::Template;
 use clap::Args;
 
-use folder::Folder;
+use folder::{Folder, Kind};
 use page::{Drawing, Page, Section, Style};
 use several::Group;
 
@@ -93,23 +95,28 @@ fn one(folder: &Folder, drawing: &mut Drawing) -> Page {
 }
 
 fn side_by_side(folders: &[Folder], drawing: &mut Drawing) -> Page {
-    let (alike, others): (Vec<&Folder>, Vec<&Folder>) =
-        folders.iter().partition(|folder| folder.ops_per_sec().is_some());
+    let all: Vec<&Folder> = folders.iter().collect();
+    let alike: Vec<&Folder> = folders.iter().filter(|folder| folder.ops_per_sec().is_some()).collect();
     let groups = several::groups(&alike);
     let mut sections = if alike.is_empty() { Vec::new() } else { several::sections(&groups, drawing) };
     let mut verdicts = several::verdicts(&groups);
-    let all: Vec<&Folder> = folders.iter().collect();
-    let names = groups.iter().map(Group::described).chain(others.iter().map(|folder| folder.name.clone()));
+    let others = folders.iter().filter(|folder| folder.ops_per_sec().is_none());
+    let names = groups.iter().map(Group::described).chain(others.map(|folder| folder.name.clone()));
     let title = names.collect::<Vec<_>>().join(" · ");
-    for folder in others {
+    for folder in folders {
+        let own = kinds::own_verdicts(folder);
+        verdicts.extend(own.into_iter().map(|verdict| format!("{}: {verdict}", folder.name)));
+        // What a run has is side by side; others have more behind them.
+        if folder.ops_per_sec().is_some() && matches!(folder.kind, Kind::Run | Kind::Ceiling) {
+            continue;
+        }
         let named = |section: Section| Section {
             heading: format!("{}: {}", folder.name, section.heading),
             ..section
         };
         sections.extend(kinds::sections(folder, drawing).into_iter().map(named));
-        verdicts
-            .extend(kinds::verdicts(folder).into_iter().map(|verdict| format!("{}: {verdict}", folder.name)));
     }
+    verdicts.extend(several::own_verdicts(&all));
     Page {
         title,
         kind: format!("{} results side by side", folders.len()),

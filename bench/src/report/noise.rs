@@ -45,11 +45,11 @@ impl Difference {
         self.relative.abs() > self.half_width
     }
 
-    /// The verdict as a sentence on `a` and `b`, where more is faster.
+    /// The verdict as a sentence on `a` and `b`, of which the one with more is called the first word and the other the second.
     #[must_use]
-    pub fn sentence(self, a: &str, b: &str) -> String {
+    pub fn sentence(self, a: &str, b: &str, (more, less): (&str, &str)) -> String {
         if self.is_beyond_noise() {
-            let (word, size) = if self.relative > 0.0 { ("faster", self) } else { ("slower", -self) };
+            let (word, size) = if self.relative > 0.0 { (more, self) } else { (less, -self) };
             format!("{a} is {word} than {b} by {size}: larger than the noise")
         } else {
             format!("{a} and {b}: no difference beyond the noise ({self})")
@@ -269,7 +269,9 @@ mod tests {
 
     #[test]
     fn a_verdict_is_a_sentence() {
-        let sentence = |relative, half_width| Difference { relative, half_width }.sentence("udp", "tcp");
+        let sentence = |relative, half_width| {
+            Difference { relative, half_width }.sentence("udp", "tcp", ("faster", "slower"))
+        };
         assert_eq!(sentence(0.041, 0.012), "udp is faster than tcp by 4.1 % ± 1.2 %: larger than the noise");
         assert_eq!(sentence(-0.041, 0.012), "udp is slower than tcp by 4.1 % ± 1.2 %: larger than the noise");
         assert_eq!(sentence(-0.003, 0.015), "udp and tcp: no difference beyond the noise (−0.3 % ± 1.5 %)");

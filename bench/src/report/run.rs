@@ -7,7 +7,7 @@ use serde_json::Value;
 use super::{
     chart::{Axis, Chart, Mark, Scale, Series, Ticks},
     figures::{Unit, extent, grouped, micros, significant},
-    folder::{list, mebibytes, number, plain, text},
+    folder::{at, counts_over_time, ends, list, mebibytes, number, over_time, plain, text},
     page::{Drawing, Section, Table},
 };
 
@@ -30,10 +30,13 @@ const LAYERS: [(&str, &str); 5] = [
     ("session", "session"),
 ];
 
-/// The verdicts of a run, as sentences.
-pub(super) fn verdicts(run: &Value) -> Vec<String> {
-    let all = list(run, "/verdicts").iter();
-    all.filter_map(|verdict| text(verdict, "/text").or_else(|| verdict.as_str()).map(str::to_owned)).collect()
+/// The verdicts of a run: kind, which may be missing, and sentence.
+pub(super) fn verdicts(run: &Value) -> Vec<(&str, &str)> {
+    let of = |verdict| {
+        let kind = text(verdict, "/kind").unwrap_or("");
+        Some((kind, text(verdict, "/text").or_else(|| verdict.as_str())?))
+    };
+    list(run, "/verdicts").iter().filter_map(of).collect()
 }
 
 /// All sections, without those of which nothing was measured.
@@ -44,21 +47,10 @@ pub(super) fn sections(run: &Value, drawing: &mut Drawing) -> Vec<Section> {
         latency(run, series, drawing),
         processors(run, series, drawing),
         network(run, series, drawing),
-        settings(run.get("config")),
+        settings(at(run, "/config")),
         seconds(series),
     ];
     sections.into_iter().filter(|section| !section.is_empty()).collect()
-}
-
-/// The middle of each second, and what it shows of a field.
-pub(super) fn over_time(series: &[Value], pointer: &str) -> Vec<(f64, f64)> {
-    let point = |(index, second): (usize, &Value)| {
-        let index = index as f64;
-        let from = number(second, "/from_s").unwrap_or(index);
-        let to = number(second, "/to_s").unwrap_or(index + 1.0);
-        Some(((from + to) / 2.0, number(second, pointer)?))
-    };
-    series.iter().enumerate().filter_map(point).collect()
 }
 
 /// One line.
@@ -98,13 +90,13 @@ fn throughput(run: &Value, series: &[Value], drawing: &mut Drawing) -> Section {
     }
     let chart = chart_over_time("Operations over time", (unit.name, Scale::FromZero), unit.size, lines);
     section.figures.extend(drawing.chart(&chart));
-    let errors = over_time(series, "/errors");
+    let errors = counts_over_time(series, "/errors");
     if errors.iter().any(|point| point.1 > 0.0) {
         let chart = chart_over_time(
-            "Operations not executed, over time",
+            "Operations not executed, or of unknown outcome",
             ("per second", Scale::FromZero),
             1.0,
-            vec![line("not executed", 1, errors)],
+            vec![line("not executed or unknown", 1, errors)],
         );
         section.figures.extend(drawing.chart(&chart));
     }
@@ -130,12 +122,15 @@ pub(super) fn figures(run: &Value) -> Vec<(&'static str, String)> {
         ("puts", ops("/puts_per_sec")),
         ("offered", ops("/offered_ops_per_sec")),
         ("gets told the answer of another", ops("/coalesced_per_sec")),
+        ("gets with a put behind", ops("/rmws_per_sec")),
+        ("conditions not met", count("/conditions_unmet")),
         ("loop", text(run, "/loop").map(str::to_owned)),
         ("operations in all", count("/ops")),
         ("measured", number(run, "/duration_s").map(|seconds| format!("{} s", grouped(seconds, 2)))),
         ("hit ratio", percent("/hit_ratio", 100.0)),
         ("not executed", count("/errors")),
         ("outcome unknown", count("/outcome_unknown")),
+        ("due and not sent", count("/unsent").filter(|_| text(run, "/loop") == Some("open"))),
         ("wrong values", count("/wrong_values")),
         ("operations checked", count("/check/ops_checked")),
         ("not linearizable", count("/check/violations")),
@@ -143,6 +138,7 @@ pub(super) fn figures(run: &Value) -> Vec<(&'static str, String)> {
         ("datagrams received", count("/datagrams_rx")),
         ("requests sent again", count("/retransmits")),
         ("dropped at full receive queues", count("/rx_overflow_drops")),
+        ("time in which clients had work", percent("/client_busy_share", 100.0)),
         ("CPU of the clients", percent("/client_cpu_pct", 1.0).map(of_one_core)),
         ("CPU of the servers", percent("/server_cpu_pct", 1.0).map(of_one_core)),
         ("client CPU per operation", ns("/generator_ns_per_op")),
@@ -168,11 +164,15 @@ fn latency(run: &Value, series: &[Value], drawing: &mut Drawing) -> Section {
     section.figures.extend(drawing.chart(&distribution(vec![line("operations", 0, cdf.clone())])));
     section.figures.extend(drawing.chart(&tail(vec![line("operations", 0, cdf)])));
 
-    let of: Vec<(&str, &str)> = [("operations", "/latency_us"), ("requests", "/batch_latency_us")]
-        .into_iter()
-        // A ceiling has no operations, and says 0 for theirs.
-        .filter(|(_, pointer)| number(run, &format!("{pointer}/max")).is_some_and(|max| max > 0.0))
-        .collect();
+    let of: Vec<(&str, &str)> = [
+        ("operations", "/latency_us"),
+        ("requests", "/batch_latency_us"),
+        ("gets with a put behind", "/rmw_latency_us"),
+    ]
+    .into_iter()
+    // A ceiling has no operations, and says 0 for theirs.
+    .filter(|(_, pointer)| number(run, &format!("{pointer}/max")).is_some_and(|max| max > 0.0))
+    .collect();
     if !of.is_empty() {
         let mut table = Table::new("Percentiles of the whole run, µs", &[""]);
         table.head.extend(PERCENTILES.iter().map(|(_, name)| (*name).to_owned()));
@@ -234,12 +234,21 @@ pub(super) fn tail(mut series: Vec<Series>) -> Chart {
 
 fn processors(run: &Value, series: &[Value], drawing: &mut Drawing) -> Section {
     let mut section = Section::new("Processors");
-    let both = vec![
-        line("clients", 0, over_time(series, "/client/cpu_pct")),
-        line("servers", 1, over_time(series, "/server/cpu_pct")),
-    ];
-    let chart = chart_over_time("CPU time of both sides", ("% of one core", Scale::FromZero), 1.0, both);
+    // A client that polls uses all of its CPU, whatever it has to do.
+    let busy = vec![line("clients", 0, over_time(series, "/client/busy_share"))];
+    let chart = Chart {
+        y_max: Some(100.0),
+        ..chart_over_time("Time in which clients had work", ("%", Scale::FromZero), 0.01, busy)
+    };
     section.figures.extend(drawing.chart(&chart));
+    let servers = vec![line("servers", 1, over_time(series, "/server/cpu_pct"))];
+    let chart = chart_over_time("CPU time of the servers", ("% of one core", Scale::FromZero), 1.0, servers);
+    if let Some(mut figure) = drawing.chart(&chart) {
+        if text(run, "/config/idle") == Some("spin") {
+            figure.note = Some("They spin, so they use all of it whether they have work or not.".to_owned());
+        }
+        section.figures.push(figure);
+    }
 
     let mut busy: BTreeMap<usize, f64> = BTreeMap::new();
     for cpu in series.iter().flat_map(|second| list(second, "/host/cpus")) {
@@ -263,8 +272,8 @@ fn processors(run: &Value, series: &[Value], drawing: &mut Drawing) -> Section {
     ];
     let chart = chart_over_time("Resident memory", ("MiB", Scale::FromZero), 1_048_576.0, memory);
     section.figures.extend(drawing.chart(&chart));
-    if let Some(server) = run.get("server_cpu").filter(|server| server.is_object()) {
-        section.tables.push(shares(server, run.get("client_cpu")));
+    if let Some(server) = at(run, "/server_cpu").filter(|server| server.is_object()) {
+        section.tables.push(shares(server, at(run, "/client_cpu")));
     }
     section
 }
@@ -277,8 +286,7 @@ fn cpu_of(second: &Value, id: usize) -> Option<&Value> {
 fn utilisation(series: &[Value], id: usize) -> Chart {
     let of = |field: &str| {
         let point = |(index, second): (usize, &Value)| {
-            let from = number(second, "/from_s").unwrap_or(index as f64);
-            let to = number(second, "/to_s").unwrap_or(index as f64 + 1.0);
+            let (from, to) = ends(index, second);
             let cpu = cpu_of(second, id)?;
             Some((
                 (from + to) / 2.0,
@@ -325,10 +333,10 @@ fn network(run: &Value, series: &[Value], drawing: &mut Drawing) -> Section {
     let title = format!("Bits on {interface}");
     section.figures.extend(drawing.chart(&chart_over_time(&title, ("Gbit/s", Scale::FromZero), 1.0, gbit)));
     let datagrams = vec![
-        line("clients sent", 0, over_time(series, "/client/tx_datagrams")),
-        line("clients received", 2, over_time(series, "/client/rx_datagrams")),
-        line("servers received", 1, over_time(series, "/server/rx_datagrams")),
-        line("servers sent", 3, over_time(series, "/server/tx_datagrams")),
+        line("clients sent", 0, counts_over_time(series, "/client/tx_datagrams")),
+        line("clients received", 2, counts_over_time(series, "/client/rx_datagrams")),
+        line("servers received", 1, counts_over_time(series, "/server/rx_datagrams")),
+        line("servers sent", 3, counts_over_time(series, "/server/tx_datagrams")),
     ];
     let most = extent(datagrams.iter().flat_map(|one| &one.points).map(|point| point.1));
     let unit = Unit::of_counts(most.map_or(0.0, |(_, most)| most));
@@ -340,12 +348,14 @@ fn network(run: &Value, series: &[Value], drawing: &mut Drawing) -> Section {
         ("softnet backlog", "/host/softnet_drops"),
         ("full socket buffer", "/host/udp_rcvbuf_errors"),
         ("bad checksum", "/host/udp_checksum_errors"),
+        ("no memory for UDP", "/host/udp_memory_errors"),
         ("clients", "/client/drops"),
         ("servers", "/server/drops"),
         ("sent again", "/client/retransmits"),
+        ("TCP segments sent again", "/host/tcp_retransmits"),
     ]
     .into_iter()
-    .map(|(name, pointer)| (name, over_time(series, pointer)))
+    .map(|(name, pointer)| (name, counts_over_time(series, pointer)))
     .filter(|(_, points)| points.iter().any(|point| point.1 > 0.0))
     .enumerate()
     .map(|(index, (name, points))| line(name, index, points))
@@ -358,7 +368,7 @@ fn network(run: &Value, series: &[Value], drawing: &mut Drawing) -> Section {
     );
     section.figures.extend(drawing.chart(&chart));
 
-    if let Some(layers) = run.get("loss_by_layer").filter(|layers| layers.is_object()) {
+    if let Some(layers) = at(run, "/loss_by_layer").filter(|layers| layers.is_object()) {
         let mut table = Table::new("Lost by layer, from the wire to the session", &["layer", "datagrams"]);
         for (field, name) in LAYERS {
             let count = number(layers, &format!("/{field}"));
@@ -394,11 +404,12 @@ fn seconds(series: &[Value]) -> Section {
         "op/s",
         "gets/s",
         "puts/s",
-        "not executed",
+        "not executed or unknown",
         "p50 µs",
         "p99 µs",
         "p99.9 µs",
         "max µs",
+        "client busy %",
         "client CPU %",
         "server CPU %",
     ];
@@ -407,8 +418,7 @@ fn seconds(series: &[Value]) -> Section {
         let count =
             |pointer: &str| number(second, pointer).map_or_else(|| "–".into(), |value| grouped(value, 0));
         let latency = |field: &str| us(number(second, &format!("/latency_us/{field}")));
-        let from = number(second, "/from_s").unwrap_or(index as f64);
-        let to = number(second, "/to_s").unwrap_or(from + 1.0);
+        let (from, to) = ends(index, second);
         table.rows.push(vec![
             format!("{}–{}", significant(from), significant(to)),
             count("/ops_per_sec"),
@@ -419,6 +429,8 @@ fn seconds(series: &[Value]) -> Section {
             latency("p99"),
             latency("p999"),
             latency("max"),
+            number(second, "/client/busy_share")
+                .map_or_else(|| "–".into(), |share| grouped(share * 100.0, 0)),
             count("/client/cpu_pct"),
             count("/server/cpu_pct"),
         ]);

@@ -4,8 +4,8 @@ use serde_json::Value;
 
 use super::{
     chart::{Axis, Chart, Scale, Series},
-    figures::{Unit, extent, grouped, median, rate},
-    folder::{Folder, number, plain},
+    figures::{Unit, extent, grouped, median, micros, rate},
+    folder::{Folder, Kind, list, number, over_time, plain, text},
     kinds::{self, Point, Rate},
     noise::{self, SECONDS_MIN},
     page::{Drawing, Section, Table},
@@ -27,6 +27,11 @@ impl Group<'_> {
         self.folders.iter().filter_map(|folder| folder.ops_per_sec()).collect()
     }
 
+    /// The p99 of each run in µs.
+    fn latencies(&self) -> Vec<f64> {
+        self.folders.iter().filter_map(|folder| number(folder.run()?, "/latency_us/p99")).collect()
+    }
+
     /// What the group's name stands for in a sentence.
     pub(super) fn described(&self) -> String {
         match self.folders.len() {
@@ -39,17 +44,44 @@ impl Group<'_> {
 /// The configuration without what repeats may differ in.
 fn configuration(folder: &Folder) -> Vec<(String, String)> {
     let fields = folder.config().and_then(Value::as_object).into_iter().flatten();
-    fields.filter(|(name, _)| *name != "seed").map(|(name, value)| (name.clone(), plain(value))).collect()
+    // The rate of a search's run is what was found, and no setting.
+    let is_setting = |name: &str| name != "seed" && !(name == "rate" && folder.kind == Kind::Search);
+    fields.filter(|(name, _)| is_setting(name)).map(|(name, value)| (name.clone(), plain(value))).collect()
+}
+
+/// What a result tells about a system, which only a result that tells the same is compared with.
+#[derive(Clone, Copy, Debug, PartialEq)]
+enum Measure {
+    /// How much it can do: a closed loop.
+    Throughput,
+    /// How long operations take at this rate: an open loop. Its throughput is what was asked for.
+    Latency(f64),
+    /// The highest rate that keeps objectives.
+    HighestRate,
+}
+
+fn measure(folder: &Folder) -> Measure {
+    let offered = number(&folder.result, "/offered_ops_per_sec");
+    match folder.kind {
+        Kind::Search => Measure::HighestRate,
+        _ if text(&folder.result, "/loop") == Some("open") || offered.is_some() => {
+            Measure::Latency(offered.unwrap_or(0.0))
+        }
+        _ => Measure::Throughput,
+    }
+}
+
+/// Whether it is known which program it was: sources that were changed may be any.
+fn has_known_program(folder: &Folder) -> bool {
+    folder.fact("commit").is_some_and(|commit| !commit.ends_with("-dirty") && commit != "–")
 }
 
 /// Those that repeat each other together, in the order of the first of each.
 pub(super) fn groups<'a>(folders: &[&'a Folder]) -> Vec<Group<'a>> {
     let is_repeat = |a: &Folder, b: &Folder| {
-        let known = folder_has_configuration(a);
-        let facts = MACHINE.iter().chain(&["commit"]);
-        known
-            && a.kind == b.kind
-            && configuration(a) == configuration(b)
+        let facts = MACHINE.iter().chain(&["commit", "build"]);
+        has_known_program(a)
+            && is_configured_alike(a, b)
             && facts.into_iter().all(|fact| a.fact(fact) == b.fact(fact))
     };
     let mut groups: Vec<Group<'a>> = Vec::new();
@@ -69,6 +101,15 @@ pub(super) fn groups<'a>(folders: &[&'a Folder]) -> Vec<Group<'a>> {
     groups
 }
 
+fn is_configured_alike(a: &Folder, b: &Folder) -> bool {
+    folder_has_configuration(a)
+        && a.kind == b.kind
+        && measure(a) == measure(b)
+        // A search is told by what was searched for; its run has another rate each time.
+        && ["/slo", "/max_loss"].iter().all(|what| a.result.pointer(what) == b.result.pointer(what))
+        && configuration(a) == configuration(b)
+}
+
 fn folder_has_configuration(folder: &Folder) -> bool {
     folder.config().and_then(Value::as_object).is_some_and(|config| !config.is_empty())
 }
@@ -85,58 +126,175 @@ fn stem(name: &str) -> &str {
     }
 }
 
-/// Each against the first, in sentences. Runs that are all repeats of one command are compared one by one.
+/// Each against the first, in sentences, and of repeats how far they lie apart.
 pub(super) fn verdicts(groups: &[Group<'_>]) -> Vec<String> {
-    let mut verdicts = Vec::new();
-    if let [group] = groups {
-        let figures = group.figures();
-        if let (Some(median), Some((least, most))) = (median(&figures), extent(figures.iter().copied())) {
-            let spread = if median > 0.0 { (most - least) / median * 100.0 } else { 0.0 };
-            verdicts.push(format!(
-                "All are repeats of one configuration on one machine: median {}, and from the slowest to the fastest {} % of it.",
-                rate(median),
-                grouped(spread, 1)
-            ));
-        }
-        let [first, rest @ ..] = &group.folders[..] else { return verdicts };
-        verdicts.extend(rest.iter().filter_map(|folder| {
-            let difference = noise::by_seconds(&folder.seconds(), &first.seconds())?;
-            Some(format!(
-                "{}, judged by the seconds of each.",
-                difference.sentence(&folder.name, &first.name)
-            ))
-        }));
-        return verdicts;
+    let [first, rest @ ..] = groups else { return Vec::new() };
+    if !rest.is_empty() {
+        return rest.iter().map(|group| against(group, first)).collect();
     }
-    let [first, rest @ ..] = groups else { return verdicts };
-    for group in rest {
-        verdicts.push(against(group, first));
+    // What repeats of one configuration differ by is the noise itself, whatever their seconds say.
+    let spread = |figures: &[f64]| {
+        let (median, (least, most)) = (median(figures)?, extent(figures.iter().copied())?);
+        let share = if median > 0.0 { (most - least) / median * 100.0 } else { 0.0 };
+        Some((median, format!("from the least to the most {} % of it", grouped(share, 1))))
+    };
+    let [_, _, ..] = &first.folders[..] else { return Vec::new() };
+    let mut verdicts = Vec::new();
+    if let Some((median, spread)) = spread(&first.figures()) {
+        verdicts.push(format!(
+            "All are repeats of one configuration on one machine: median {}, and {spread}.",
+            rate(median)
+        ));
+    }
+    if matches!(measure(first.folders[0]), Measure::Latency(_))
+        && let Some((median, spread)) = spread(&first.latencies())
+    {
+        verdicts.push(format!("Of p99 the median is {}, and {spread}.", micros(median)));
     }
     verdicts
 }
 
 fn against(group: &Group<'_>, base: &Group<'_>) -> String {
     let (name, base_name) = (group.described(), base.described());
-    if let Some(difference) = noise::by_repeats(&group.figures(), &base.figures()) {
-        return format!("{}, judged by the repeats.", difference.sentence(&name, &base_name));
+    match (measure(group.folders[0]), measure(base.folders[0])) {
+        (Measure::Throughput, Measure::Throughput) => throughput_against(group, base),
+        (Measure::HighestRate, Measure::HighestRate) => rate_against(group, base),
+        (Measure::Latency(offered), Measure::Latency(other)) if offered == other => {
+            latency_against(group, base)
+        }
+        (Measure::Latency(offered), Measure::Latency(other)) => format!(
+            "{name} and {base_name}: not compared, as {} were offered to the one and {} to the other, which decides \
+             both throughput and latency. `linerate-bench search` finds the highest rate that keeps an objective.",
+            rate(offered),
+            rate(other)
+        ),
+        (one, other) => format!(
+            "{name} and {base_name}: not compared, as the one is {} and the other {}.",
+            one.described(),
+            other.described()
+        ),
     }
+}
+
+impl Measure {
+    const fn described(self) -> &'static str {
+        match self {
+            Self::Throughput => "a closed loop, which does as much as it can",
+            Self::Latency(_) => "an open loop, which does what it is asked for",
+            Self::HighestRate => "a search for the highest rate that keeps an objective",
+        }
+    }
+}
+
+/// Words for more and less throughput.
+const SPEEDS: (&str, &str) = ("faster", "slower");
+
+fn throughput_against(group: &Group<'_>, base: &Group<'_>) -> String {
+    let (name, base_name) = (group.described(), base.described());
+    if let Some(difference) = noise::by_repeats(&group.figures(), &base.figures()) {
+        return format!("{}, judged by the repeats.", difference.sentence(&name, &base_name, SPEEDS));
+    }
+    let seconds = |folder: &Folder| -> Vec<f64> { folder.seconds().iter().map(|point| point.1).collect() };
     if let ([one], [other]) = (&group.folders[..], &base.folders[..])
-        && let Some(difference) = noise::by_seconds(&one.seconds(), &other.seconds())
+        && let Some(difference) = noise::by_seconds(&seconds(one), &seconds(other))
     {
         return format!(
             "{}, judged by the seconds of each; what differs from start to start only repeats can tell.",
-            difference.sentence(&name, &base_name)
+            difference.sentence(&name, &base_name, SPEEDS)
         );
     }
-    match (median(&group.figures()), median(&base.figures())) {
-        (Some(ops), Some(base_ops)) if base_ops > 0.0 => format!(
-            "{name} and {base_name}: {} against {}, but whether that is more than noise cannot be told: it takes \
-             {SECONDS_MIN} seconds of both, or repeats (two of both, or three of one).",
-            rate(ops),
-            rate(base_ops)
-        ),
-        _ => format!("{name} and {base_name}: not comparable, as not both have operations per second."),
+    untold(
+        &format!("{name} and {base_name}"),
+        (&group.figures(), &base.figures()),
+        rate,
+        &format!("{SECONDS_MIN} seconds of both, or repeats (two of both, or three of one)"),
+    )
+}
+
+fn rate_against(group: &Group<'_>, base: &Group<'_>) -> String {
+    let (name, base_name) = (group.described(), base.described());
+    if ["/slo", "/max_loss"]
+        .iter()
+        .any(|what| group.folders[0].result.pointer(what) != base.folders[0].result.pointer(what))
+    {
+        return format!("{name} and {base_name}: not compared, as they were to keep different objectives.");
     }
+    match noise::by_repeats(&group.figures(), &base.figures()) {
+        Some(difference) => {
+            format!("{}, judged by the repeats.", difference.sentence(&name, &base_name, SPEEDS))
+        }
+        None => untold(
+            &format!("The highest rates of {name} and {base_name}"),
+            (&group.figures(), &base.figures()),
+            rate,
+            "repeats (two searches of both, or three of one)",
+        ),
+    }
+}
+
+/// The p99 of open loops that were offered the same.
+fn latency_against(group: &Group<'_>, base: &Group<'_>) -> String {
+    const LENGTHS: (&str, &str) = ("longer", "shorter");
+    let (name, base_name) =
+        (format!("the p99 of {}", group.described()), format!("the p99 of {}", base.described()));
+    let offered = "Both are open loops, so their throughput is what was offered; ";
+    if let Some(difference) = noise::by_repeats(&group.latencies(), &base.latencies()) {
+        let sentence = difference.sentence(&name, &base_name, LENGTHS);
+        return format!("{offered}{sentence}, judged by the repeats.");
+    }
+    let seconds = |folder: &Folder| -> Vec<f64> {
+        let series = folder.run().map_or(&[][..], |run| list(run, "/series"));
+        over_time(series, "/latency_us/p99").iter().map(|point| point.1).collect()
+    };
+    if let ([one], [other]) = (&group.folders[..], &base.folders[..])
+        && let Some(difference) = noise::by_seconds(&seconds(one), &seconds(other))
+    {
+        let sentence = difference.sentence(&name, &base_name, LENGTHS);
+        return format!(
+            "{offered}{sentence}, judged by the p99 of each second; what differs from start to start only repeats can tell."
+        );
+    }
+    let told = untold(
+        &format!("{name} and {base_name}"),
+        (&group.latencies(), &base.latencies()),
+        micros,
+        &format!("{SECONDS_MIN} seconds of both, or repeats (two of both, or three of one)"),
+    );
+    format!("{offered}{told}")
+}
+
+/// Two medians of which too little is known.
+fn untold(
+    names: &str,
+    (figures, others): (&[f64], &[f64]),
+    shown: fn(f64) -> String,
+    it_takes: &str,
+) -> String {
+    match (median(figures), median(others)) {
+        (Some(one), Some(other)) => format!(
+            "{names}: {} against {}, but whether that is more than noise cannot be told: it takes {it_takes}.",
+            shown(one),
+            shown(other)
+        ),
+        _ => format!("{names}: not comparable, as not both were measured."),
+    }
+}
+
+/// What the runs of all folders say of themselves.
+pub(super) fn own_verdicts(folders: &[&Folder]) -> Vec<String> {
+    kinds::verdicts_of(&reports(folders))
+}
+
+/// The reports of all folders, each named after its folder.
+fn reports<'a>(folders: &[&'a Folder]) -> Vec<(String, &'a Value)> {
+    let named = |folder: &&'a Folder| {
+        let name = folder.name.clone();
+        let of = move |(part, report): (String, &'a Value)| {
+            (if part.is_empty() { name.clone() } else { format!("{name}, {part}") }, report)
+        };
+        folder.reports().into_iter().map(of).collect::<Vec<_>>()
+    };
+    folders.iter().flat_map(named).collect()
 }
 
 /// What else differs than what was asked for.
@@ -176,6 +334,21 @@ pub(super) fn warnings(folders: &[&Folder]) -> Vec<String> {
         .collect();
     if !debug.is_empty() {
         warnings.push(format!("Built without --release, so the figures mean nothing: {}.", debug.join(", ")));
+    }
+    let unknown: Vec<&str> =
+        folders.iter().filter(|folder| !has_known_program(folder)).map(|folder| &*folder.name).collect();
+    let is_alike = |(index, one): (usize, &&Folder)| {
+        folders[index + 1..].iter().any(|other| is_configured_alike(one, other))
+    };
+    if !unknown.is_empty() && folders.iter().enumerate().any(is_alike) {
+        warnings.push(format!(
+            "Of what sources it was built is not known, so it is no repeat of another: {}.",
+            unknown.join(", ")
+        ));
+    }
+    for folder in folders {
+        let of = |warning: String| format!("{}: {warning}", folder.name);
+        warnings.extend(kinds::alarms(folder).into_iter().chain(folder.notes.iter().cloned()).map(of));
     }
     warnings
 }
@@ -218,10 +391,7 @@ fn throughput(groups: &[Group<'_>], drawing: &mut Drawing) -> Section {
     };
     let named: Vec<_> = groups.iter().enumerate().filter_map(of).collect();
     section.figures.extend(drawing.bars(&kinds::rates("Median of the runs, with their spread", &named)));
-    let mut series = lines(groups, |folder| {
-        let seconds = folder.seconds().into_iter().enumerate();
-        seconds.map(|(second, ops)| (second as f64 + 0.5, ops)).collect()
-    });
+    let mut series = lines(groups, Folder::seconds);
     let most = extent(series.iter().flat_map(|one| &one.points).map(|point| point.1));
     let unit = Unit::of_rates(most.map_or(0.0, |(_, most)| most));
     for point in series.iter_mut().flat_map(|one| &mut one.points) {
@@ -385,7 +555,84 @@ fn differences(folders: &[&Folder]) -> Section {
 
 #[cfg(test)]
 mod tests {
+    use serde_json::json;
+
     use super::*;
+
+    fn folder(name: &str, result: Value) -> Folder {
+        Folder::of(name, result)
+    }
+
+    /// Goal: repeats are only what is the same in all that was asked for, of the same known sources. Method: pairs that differ in
+    /// one thing.
+    #[test]
+    fn repeats_are_alike_in_all() {
+        let run = |change: &dyn Fn(&mut Value)| {
+            let mut result = json!({"kind": "run", "loop": "open", "offered_ops_per_sec": 1e6, "ops_per_sec": 1e6,
+                "config": {"threads": 1, "seed": 1}, "environment": {"commit": "0123456789ab", "build": "release"}});
+            change(&mut result);
+            folder("a", result)
+        };
+        let count =
+            |one: &dyn Fn(&mut Value), other: &dyn Fn(&mut Value)| groups(&[&run(one), &run(other)]).len();
+        let same = |_: &mut Value| {};
+        assert_eq!(count(&same, &same), 1);
+        assert_eq!(count(&same, &|run| run["config"]["seed"] = 2.into()), 1);
+        assert_eq!(count(&same, &|run| run["config"]["threads"] = 2.into()), 2);
+        assert_eq!(count(&same, &|run| run["offered_ops_per_sec"] = 2e6.into()), 2);
+        assert_eq!(count(&same, &|run| run["environment"]["build"] = "debug".into()), 2);
+        let dirty = |run: &mut Value| run["environment"]["commit"] = "0123456789ab-dirty".into();
+        assert_eq!(count(&dirty, &dirty), 2);
+        let unknown = |run: &mut Value| run["environment"]["commit"] = Value::Null;
+        assert_eq!(count(&unknown, &unknown), 2);
+        let warned = warnings(&[&run(&dirty), &run(&dirty)]);
+        assert!(warned[0].starts_with("Of what sources it was built is not known"), "{warned:?}");
+    }
+
+    /// Goal: only what tells the same of a system is compared, and by the figure that tells. Method: closed loops, open loops of
+    /// one rate and of two, and one of each.
+    #[test]
+    fn loops_are_compared_by_what_they_measure() {
+        let run = |name: &str, offered: Option<f64>, ops: f64, p99: f64| {
+            let point = |second: u32| {
+                // No two alike, so that there is noise.
+                let part = f64::from(second * 7 % 5) / 1e3 + 1.0;
+                json!({"ops_per_sec": ops * part, "latency_us": {"p99": p99 * part}})
+            };
+            let series: Vec<Value> = (0..12).map(point).collect();
+            let kind = if offered.is_some() { "open" } else { "closed" };
+            folder(
+                name,
+                json!({"kind": "run", "loop": kind, "offered_ops_per_sec": offered, "ops_per_sec": ops,
+                "latency_us": {"p99": p99}, "series": series}),
+            )
+        };
+        let told = |one: &Folder, other: &Folder| verdicts(&groups(&[one, other])).join(" ");
+        let closed = run("a", None, 2e6, 100.0);
+        let text = told(&closed, &run("b", None, 1e6, 100.0));
+        assert!(text.starts_with("b is slower than a by 50.0 %"), "{text}");
+        let open = run("a", Some(1e6), 1e6, 100.0);
+        let text = told(&open, &run("b", Some(1e6), 0.9e6, 200.0));
+        assert!(
+            text.contains("the p99 of b is longer than the p99 of a by 100.0 %") && !text.contains("slower"),
+            "{text}"
+        );
+        let text = told(&open, &run("b", Some(2e6), 2e6, 200.0));
+        assert!(
+            text.contains("not compared, as 2.00 M op/s were offered to the one and 1.00 M op/s"),
+            "{text}"
+        );
+        let text = told(&closed, &open);
+        assert!(text.contains("not compared, as the one is an open loop"), "{text}");
+        let search = |name: &str, limit: f64, rate: f64| {
+            let slo = json!([{"quantile": 0.99, "limit_us": limit}]);
+            folder(name, json!({"kind": "search", "slo": slo, "ops_per_sec": rate}))
+        };
+        let text = told(&search("a", 500.0, 1e6), &search("b", 500.0, 2e6));
+        assert!(text.contains("2.00 M op/s against 1.00 M op/s, but whether"), "{text}");
+        let text = told(&search("a", 500.0, 1e6), &search("b", 900.0, 2e6));
+        assert!(text.contains("different objectives"), "{text}");
+    }
 
     #[test]
     fn the_number_of_a_repeat_is_left_out() {

@@ -285,7 +285,7 @@ pub fn search_table(report: &SearchReport) -> String {
 }
 
 #[cfg(test)]
-mod tests {
+pub(crate) mod tests {
     use clap::Parser;
 
     use super::*;
@@ -302,6 +302,11 @@ mod tests {
 
     fn typed(words: &str) -> SearchOptions {
         Typed::try_parse_from(["search"].into_iter().chain(words.split_whitespace())).unwrap().options
+    }
+
+    /// What a search on a system comes to that reports so at a rate, or in a closed loop.
+    pub(crate) fn searched(words: &str, mut system: impl FnMut(Option<f64>) -> Report) -> SearchReport {
+        search_with(&typed(words), &AtomicBool::new(false), |run| Ok(system(run.rate))).unwrap()
     }
 
     /// A system that can do 2 Mop/s, with a p99 of 100 µs at half of that and without a limit at all of it.
