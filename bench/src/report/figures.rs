@@ -2,8 +2,11 @@
 
 use crate::output::shown;
 
-/// A number with commas between thousands.
+/// A number with commas between thousands; what is none is a dash.
 pub(super) fn grouped(value: f64, decimals: usize) -> String {
+    if !value.is_finite() {
+        return "–".to_owned();
+    }
     let text = shown(Some(value), decimals);
     let is_zero = !text.bytes().any(|byte| (b'1'..=b'9').contains(&byte));
     if is_zero { text.replace('-', "") } else { text.replace('-', "−") }
@@ -112,6 +115,8 @@ mod tests {
             (1_234_567.891, 2, "1,234,567.89"),
             (-12_345.6, 1, "−12,345.6"),
             (-0.001, 1, "0.0"),
+            (f64::INFINITY, 0, "–"),
+            (f64::NAN, 0, "–"),
         ] {
             assert_eq!(grouped(value, decimals), expected);
         }
