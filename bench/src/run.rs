@@ -44,7 +44,7 @@ use crate::{
     series::{Collector, Look, Series, ServerPoint},
     watch::{
         host::{HostReading, Role, WatchedCpu, busy_share, stolen_share},
-        losses::{LossFacts, Losses, ServerLossFacts},
+        losses::{LossFacts, Losses, ServerLossFacts, is_here},
         nic::{NicFacts, interface_towards},
         verdict::{RunFacts, Verdict, verdicts},
     },
@@ -354,7 +354,7 @@ pub(crate) fn run_over<P: Port, Q: Port>(
         server: is_told.then_some(ServerLossFacts {
             before: &before,
             after: &after,
-            is_here: servers.iter().all(|server| server.ip().is_loopback()),
+            is_here: servers.iter().all(|server| is_here(server.ip())),
         }),
     });
     let is_embedded_and_sleeps = embedded && options.idle == Idle::Epoll;

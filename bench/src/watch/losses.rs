@@ -1,5 +1,7 @@
 //! Where datagrams were lost on their way up: at the card, between the CPUs, at the socket, in the port or at the session.
 
+use std::net::{IpAddr, UdpSocket};
+
 use comfy_table::Cell;
 use linerate_dataplane::PortCounters;
 use linerate_proto::{
@@ -54,6 +56,14 @@ pub struct ServerLossFacts<'a> {
     pub after: &'a [u64; STAT_COUNT],
     /// Whether their sockets are in the network namespace that `hosts` is of.
     pub is_here: bool,
+}
+
+/// Whether datagrams to this address arrive at sockets of the calling thread's network namespace: a socket can have it. (With
+/// `net.ipv4.ip_nonlocal_bind` it can have any; then servers elsewhere are taken for ones here, and the losses at their sockets
+/// show only as far as they exceed those of this namespace.)
+#[must_use]
+pub fn is_here(ip: IpAddr) -> bool {
+    ip.is_loopback() || UdpSocket::bind((ip, 0)).is_ok()
 }
 
 /// What a port has given up.
@@ -250,6 +260,15 @@ mod tests {
         let endless = HostSample { udp_in_errors: u64::MAX, ..HostSample::default() };
         let losses = Losses::of(&LossFacts { hosts: &[endless.clone(), endless], ..LossFacts::default() });
         assert_eq!((losses.socket, losses.total()), (u64::MAX, u64::MAX));
+    }
+
+    /// Goal: a server of this machine is known by any of its addresses. Method: a loopback address, the one that stands for all
+    /// of this machine, and one of TEST-NET-1 (RFC 5737), which nobody has.
+    #[test]
+    fn addresses_of_this_machine_are_known() {
+        for (address, is_one) in [("127.0.0.9", true), ("0.0.0.0", true), ("192.0.2.1", false)] {
+            assert_eq!(is_here(address.parse().unwrap()), is_one, "{address}");
+        }
     }
 
     #[test]
