@@ -5,8 +5,8 @@
 //! ([`losses`]), and with the rest of what is known of a run whether its figures can be believed ([`verdict`]). What the kernel
 //! counts is read in one place ([`counters`]); [`nic`] says what the interface is.
 //!
-//! Nothing of this runs where operations are counted: threads under load write their counters as they do anyway, and are asked
-//! for nothing.
+//! Nothing of this runs where operations are counted: client threads write their counters as they do anyway, and are asked for
+//! nothing. Server cores are asked for their statistics once a second, a request like any other.
 
 pub mod counters;
 pub mod host;

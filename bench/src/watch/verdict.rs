@@ -42,8 +42,11 @@ const LOSS_SHARE_MAX: f64 = 1e-5;
 /// than these show in p99.9.
 const SENT_AGAIN_SHARE_MAX: f64 = 1e-3;
 
-/// Share of the offered rate that may be missing: what the schedule itself is held to.
+/// Share of the operations that were due that may be missing: what the schedule itself is held to.
 const BEHIND_SHARE_MAX: f64 = 1e-3;
+
+/// More CPU time than this, in per cent, is not that of one core: ticks of the kernel's clock make less of a difference.
+const CORE_PCT_MAX: f64 = 110.0;
 
 /// Share of its time that a CPU may be without: more is a time slice of 10 ms in every second, which is all that p99.9 then shows.
 const STOLEN_SHARE_MAX: f64 = 0.01;
@@ -62,7 +65,8 @@ pub struct RunFacts {
     /// Share of the client threads' time with work, 0 to 1. Of the time, not of the turns: one in which nothing has arrived is over
     /// in a fraction of one with work.
     pub client_busy_share: Option<f64>,
-    /// CPU time of each server core, in per cent of one.
+    /// CPU time of each server core, in per cent of one; a core for itself each. When one has more than a core can have, they
+    /// are sums, which do not tell who was busy, and none counts.
     pub server_cpu_pct: Vec<f64>,
     /// Whether server cores poll without a pause.
     pub server_spins: bool,
@@ -71,10 +75,14 @@ pub struct RunFacts {
     pub server_busy_share: Option<f64>,
     /// Operations per second in each second that counts.
     pub series: Vec<f64>,
-    /// Operations per second over all of the time.
-    pub ops_per_sec: f64,
     /// Operations per second that were asked for, in an open loop.
     pub offered_ops_per_sec: Option<f64>,
+    /// Operations per second that really were due in the measured time: by chance more or fewer than were asked for. `None` in
+    /// a closed loop, or when nobody counted.
+    pub due_ops_per_sec: Option<f64>,
+    /// Those of them per second that were answered: operations answered, without the puts of reads-modify-writes, which no
+    /// schedule knows, and with the gets that were told the answer of another. In an open loop only.
+    pub due_answered_per_sec: Option<f64>,
     /// Share of the network's line rate in the fuller direction
     /// ([`NicFacts::line_rate_share`](super::nic::NicFacts::line_rate_share)).
     pub line_rate_share: Option<f64>,
@@ -203,7 +211,7 @@ fn limit(facts: &RunFacts) -> Limit {
         return Limit::Other("Client and server shared the CPUs, which were the limit.".to_owned());
     }
     let client = busy_share(facts.client_busy_share, &facts.client_cpu_pct, facts.clients_spin);
-    let server = busy_share(facts.server_busy_share, &facts.server_cpu_pct, facts.server_spins);
+    let server = busy_share(facts.server_busy_share, server_cores(facts), facts.server_spins);
     let is_full = |share: Option<f64>| share.is_some_and(|share| share >= BUSY_SHARE_MIN);
     let shown = |share: Option<f64>| share.map_or_else(|| "an unknown part".to_owned(), percent);
     let (client_text, server_text) = (shown(client), shown(server));
@@ -248,9 +256,16 @@ fn limit(facts: &RunFacts) -> Limit {
     }
 }
 
+/// CPU time of each server core, if it is that.
+fn server_cores(facts: &RunFacts) -> &[f64] {
+    let is_core = |&pct: &f64| (0.0..=CORE_PCT_MAX).contains(&pct);
+    if facts.server_cpu_pct.iter().all(is_core) { &facts.server_cpu_pct } else { &[] }
+}
+
 /// Which part of the server was busiest, if they differ.
 fn server_words(facts: &RunFacts) -> String {
-    let (pct, count) = (&facts.server_cpu_pct, facts.server_cpu_pct.len());
+    let pct = server_cores(facts);
+    let count = pct.len();
     let mean = pct.iter().sum::<f64>() / count.max(1) as f64;
     let busiest = pct.iter().copied().max_by(f64::total_cmp).unwrap_or(0.0);
     if count < 2 || facts.server_spins {
@@ -293,14 +308,15 @@ fn steadiness(facts: &RunFacts) -> Option<Verdict> {
 }
 
 fn behind_schedule(facts: &RunFacts) -> Option<Verdict> {
-    let offered = facts.offered_ops_per_sec.filter(|&offered| offered > 0.0)?;
-    let missing = 1.0 - facts.ops_per_sec / offered;
+    let due = facts.due_ops_per_sec.filter(|&due| due > 0.0)?;
+    let answered = facts.due_answered_per_sec?;
+    let missing = 1.0 - answered / due;
     (missing > BEHIND_SHARE_MAX).then(|| {
         let text = format!(
-            "Less was achieved than offered: {} of {} op/s, {} less. Latencies count from the time that was meant, and grow for as \
+            "Less was achieved than was due: {} of {} op/s, {} less. Latencies count from the time that was meant, and grow for as \
              long as the run lasts: choose a lower --rate.",
-            number(facts.ops_per_sec),
-            number(offered),
+            number(answered),
+            number(due),
             percent(missing)
         );
         Verdict::new(VerdictKind::BehindSchedule, text)
@@ -479,8 +495,9 @@ mod tests {
             server_spins: false,
             server_busy_share: None,
             series: [1.0, 1.01, 0.99, 1.0, 1.0, 1.02, 0.98, 1.0, 1.01].map(|share| share * 4e7).to_vec(),
-            ops_per_sec: 4e7,
             offered_ops_per_sec: None,
+            due_ops_per_sec: None,
+            due_answered_per_sec: None,
             line_rate_share: Some(0.5),
             requests: 1_000_000,
             retransmits: 100,
@@ -525,8 +542,17 @@ mod tests {
             ),
             (
                 Kind::BehindSchedule,
-                |facts| facts.offered_ops_per_sec = Some(4.01e7),
-                |facts| facts.offered_ops_per_sec = Some(4.003e7),
+                |facts| (facts.due_ops_per_sec, facts.due_answered_per_sec) = (Some(4e7), Some(3.99e7)),
+                |facts| (facts.due_ops_per_sec, facts.due_answered_per_sec) = (Some(4e7), Some(3.997e7)),
+            ),
+            (
+                Kind::BehindSchedule,
+                |facts| (facts.due_ops_per_sec, facts.due_answered_per_sec) = (Some(5e3), Some(4.9e3)),
+                // By chance fewer were due than were asked for, and all were answered.
+                |facts| {
+                    facts.offered_ops_per_sec = Some(5e3);
+                    (facts.due_ops_per_sec, facts.due_answered_per_sec) = (Some(4.9e3), Some(4.9e3));
+                },
             ),
             (
                 Kind::Unsteady,
@@ -653,6 +679,8 @@ mod tests {
             Kind::Healthy,
             "The busiest of the server's 4 cores (98 % of a CPU, all of them 62 % on average) is the limit",
         );
+        // The sum of several cores tells nothing of one.
+        has(limit(|facts| facts.server_cpu_pct = vec![180.0]), Kind::Healthy, "nobody looked");
         has(
             limit(|facts| facts.line_rate_share = Some(0.96)),
             Kind::Healthy,
@@ -673,6 +701,8 @@ mod tests {
             client_busy_share: Some(1.0),
             series: [[1e6; 5], [2e6; 5]].concat(),
             offered_ops_per_sec: Some(1e8),
+            due_ops_per_sec: Some(1e8),
+            due_answered_per_sec: Some(4e7),
             losses: Some(Losses {
                 nic: 1_000,
                 softnet: 2_000,
@@ -706,7 +736,12 @@ mod tests {
     #[test]
     fn nothing_is_made_of_nothing() {
         assert_eq!(kinds(&RunFacts::default()), [Kind::Healthy]);
-        let still = RunFacts { series: vec![0.0; 20], offered_ops_per_sec: Some(0.0), ..RunFacts::default() };
+        let still = RunFacts {
+            series: vec![0.0; 20],
+            due_ops_per_sec: Some(0.0),
+            due_answered_per_sec: Some(0.0),
+            ..RunFacts::default()
+        };
         assert_eq!(kinds(&still), [Kind::Healthy]);
         let stopped = RunFacts { series: [[1e6; 10], [0.0; 10]].concat(), ..RunFacts::default() };
         assert_eq!(kinds(&stopped), [Kind::NotStationary]);
@@ -716,6 +751,9 @@ mod tests {
             server_busy_share: Some(f64::NAN),
             line_rate_share: Some(f64::NAN),
             stolen_share: Some(f64::NAN),
+            due_ops_per_sec: Some(f64::NAN),
+            due_answered_per_sec: Some(f64::NAN),
+            server_cpu_pct: vec![f64::NAN],
             core_to_core_before_ns: Some(f64::NAN),
             core_to_core_after_ns: Some(0.0),
             ..RunFacts::default()
