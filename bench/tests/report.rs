@@ -528,6 +528,43 @@ fn the_readme_is_made_of_results_and_checked() {
     }
 }
 
+/// Goal: a table of ports is made of what results of `wire` say of each. Method: the kept runs on a virtual cable, and rows that
+/// cannot be made.
+#[test]
+fn a_table_of_ports_is_made_of_results() {
+    let scratch = Scratch::new();
+    let make = |rows: &str| {
+        let runs: Vec<_> = (1..=3).map(|run| kept(&format!("veth-{run}")).display().to_string()).collect();
+        let rows = rows.replace("RUNS", &format!("runs = {runs:?}"));
+        fs::write(scratch.0.join("t.toml"), format!("[[table]]\nname = \"t\"\n{rows}")).unwrap();
+        fs::write(scratch.0.join("README.md"), "<!-- generated: t from t.toml -->\n<!-- end -->\n").unwrap();
+        let output = bench(&words(&["readme"]), &scratch.0);
+        let readme = fs::read_to_string(scratch.0.join("README.md")).unwrap();
+        (output.status.code(), readme, String::from_utf8_lossy(&output.stderr).into_owned())
+    };
+    let udp = "[[table.row]]\nlabel = \"UDP\"\nport = \"udp\"\nRUNS\n";
+    let shaped = "[[table.row]]\nlabel = \"shaped\"\nport = \"udp\"\nshaped = true\nRUNS\n";
+    let tcp = "[[table.row]]\nlabel = \"TCP\"\nport = \"tcp\"\nRUNS\n";
+    let (code, readme, error) = make(&[udp, shaped, tcp].concat());
+    assert_eq!(code, Some(0), "{error}");
+    for line in [
+        "| | M op/s, median | slowest to fastest | M reply datagrams/s | share of 10 Gbit/s, % |\n",
+        "| UDP | 9.5 | 9.0 – 9.8 | 0.87 | 105 |\n",
+        "| shaped | 8.7 | 8.7 – 8.7 | 0.80 | 97 |\n",
+        "| TCP | 9.3 | 9.3 – 9.5 | | 100 |\n",
+    ] {
+        assert!(readme.contains(line), "{line} not in {readme}");
+    }
+    for (rows, reason) in [
+        (udp.replace("\"udp\"", "\"tea\""), "has no operations per second of the port \"tea\""),
+        (format!("{udp}[[table.row]]\nlabel = \"x\"\nRUNS\n"), "has no operations per second"),
+    ] {
+        let (code, readme, error) = make(&rows);
+        assert!(code == Some(2) && error.contains(reason) && error.lines().count() == 1, "{error}");
+        assert_eq!(readme.lines().count(), 2);
+    }
+}
+
 /// A browser that is ended and reaped with the test, whatever happens.
 struct Browser {
     child: Child,

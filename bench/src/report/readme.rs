@@ -1,7 +1,7 @@
 //! The README's tables and pictures, made from results that are kept.
 //!
 //! In the README a part `<!-- generated: NAME from FILE -->` … `<!-- end -->` is replaced by the table NAME of the TOML
-//! file FILE, whose rows name result folders beside it; a table may have a picture.
+//! file FILE, whose rows name result folders beside it, and ports in those of `wire`; a table may have a picture.
 
 use std::{
     fs,
@@ -11,10 +11,11 @@ use std::{
 use anyhow::Context;
 use clap::Args;
 use serde::Deserialize;
+use serde_json::Value;
 
 use super::{
     chart::{Bar, Bars, shortened, standalone},
-    figures::{extent, grouped, median},
+    figures::{extent, grouped, median, significant},
     folder::{Folder, number},
     replace,
 };
@@ -62,6 +63,11 @@ struct RowSpec {
     short: Option<String>,
     /// Result folders beside the file.
     runs: Vec<String>,
+    /// Which port of results of `wire`; all rows of a table name one, or none does.
+    port: Option<String>,
+    /// Whether it is that port behind a link of a given rate.
+    #[serde(default)]
+    shaped: bool,
     /// Which of the picture's colours, 0 to 5.
     #[serde(default)]
     colour: usize,
@@ -143,8 +149,21 @@ fn table(name: &str, file: &str, root: &Path) -> anyhow::Result<(String, Option<
     let spec = spec.with_context(|| format!("\"{}\" has no table \"{name}\"", path.display()))?;
     let folder = path.parent().unwrap_or(root);
     let rows: Vec<Row<'_>> = spec.row.iter().map(|row| Row::read(row, folder)).collect::<Result<_, _>>()?;
-    let mut markdown =
-        String::from("| | M op/s, median | slowest to fastest | p50 / p99 µs |\n|---|---|---|---|\n");
+    let of_ports = rows.iter().filter(|row| row.spec.port.is_some()).count();
+    anyhow::ensure!(
+        of_ports == 0 || of_ports == rows.len(),
+        "of the table \"{name}\" some rows name a port and some do not, which have other columns"
+    );
+    let mut markdown = if of_ports > 0 {
+        let gbit = number(&rows[0].folders[0].result, "/line_rate_bits_per_sec").map(|bits| bits / 1e9);
+        let gbit = gbit.with_context(|| format!("the results of the table \"{name}\" have no line rate"))?;
+        format!(
+            "| | M op/s, median | slowest to fastest | M reply datagrams/s | share of {} Gbit/s, % |\n|---|---|---|---|---|\n",
+            significant(gbit)
+        )
+    } else {
+        String::from("| | M op/s, median | slowest to fastest | p50 / p99 µs |\n|---|---|---|---|\n")
+    };
     for row in &rows {
         markdown += &row.markdown();
     }
@@ -174,9 +193,14 @@ impl<'a> Row<'a> {
         let folders: Vec<Folder> =
             spec.runs.iter().map(|run| Folder::read(&root.join(run))).collect::<Result<_, _>>()?;
         let rate = |folder: &Folder| {
-            let ops = folder.ops_per_sec().map(|ops| ops / 1e6);
-            ops.with_context(|| {
-                format!("\"{}\" has no operations per second", root.join(&folder.name).display())
+            let ops = match port(spec, folder) {
+                None if spec.port.is_none() => folder.ops_per_sec(),
+                port => port.and_then(|port| number(port, "/ops_per_sec")),
+            };
+            ops.map(|ops| ops / 1e6).with_context(|| {
+                let of =
+                    spec.port.as_ref().map_or_else(String::new, |port| format!(" of the port \"{port}\""));
+                format!("\"{}\" has no operations per second{of}", root.join(&folder.name).display())
             })
         };
         let rates: Vec<f64> = folders.iter().map(rate).collect::<Result<_, _>>()?;
@@ -192,15 +216,33 @@ impl<'a> Row<'a> {
         median(&us.collect::<Option<Vec<_>>>()?).filter(|&us| us > 0.0)
     }
 
-    fn markdown(&self) -> String {
-        let latency = match (self.latency("p50"), self.latency("p99")) {
+    /// The median over the runs of a figure of its port.
+    fn of_port(&self, pointer: &str) -> Option<f64> {
+        let figures = self.folders.iter().map(|folder| number(port(self.spec, folder)?, pointer));
+        median(&figures.collect::<Option<Vec<_>>>()?)
+    }
+
+    /// What is behind the throughput.
+    fn others(&self) -> String {
+        if let Some(name) = &self.spec.port {
+            // What TCP sends is cut into segments by the kernel, which nobody counts.
+            let datagrams = self.of_port("/reply_datagrams_per_sec").filter(|_| name != "tcp");
+            let datagrams = datagrams.map_or_else(String::new, |datagrams| grouped(datagrams / 1e6, 2));
+            let share = self.of_port("/line_rate_share");
+            let share = share.map_or_else(String::new, |share| grouped(share * 100.0, 0));
+            return format!("{datagrams} | {share}");
+        }
+        match (self.latency("p50"), self.latency("p99")) {
             (Some(p50), Some(p99)) => format!("{} / {}", grouped(p50, 0), grouped(p99, 0)),
             _ => String::new(),
-        };
+        }
+    }
+
+    fn markdown(&self) -> String {
         let (least, most) = self.spread;
         let label = escaped_markdown(&self.spec.label);
         let cells =
-            [grouped(self.median, 1), format!("{} – {}", grouped(least, 1), grouped(most, 1)), latency];
+            [grouped(self.median, 1), format!("{} – {}", grouped(least, 1), grouped(most, 1)), self.others()];
         format!("| {label} | {} |\n", cells.join(" | ")).replace("  ", " ")
     }
 
@@ -213,6 +255,12 @@ impl<'a> Row<'a> {
             colour: self.spec.colour,
         }
     }
+}
+
+/// What the row is of in a result of several ports.
+fn port<'a>(spec: &RowSpec, folder: &'a Folder) -> Option<&'a Value> {
+    let port = folder.result.get("ports")?.get(spec.port.as_ref()?)?;
+    if spec.shaped { port.get("shaped") } else { Some(port) }
 }
 
 /// Where the figures come from, in a sentence.
