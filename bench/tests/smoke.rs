@@ -413,7 +413,8 @@ fn an_interrupted_ceiling_is_reported() {
     let mut both_since = None;
     for _ in 0..6_000 {
         std::thread::sleep(Duration::from_millis(10));
-        both_since = if threads() >= 3 { both_since.or(Some(std::time::Instant::now())) } else { None };
+        both_since =
+            if threads() >= 3 { both_since.or_else(|| Some(std::time::Instant::now())) } else { None };
         if both_since.is_some_and(|since| since.elapsed() > Duration::from_secs(2)) {
             break;
         }
