@@ -44,7 +44,8 @@ use crate::{
     latency::LatencyUs,
     options::{Cpus, Distribution, RunOptions, seconds},
     output::{Environment, JsonTarget, Report, number, plain_table, shown},
-    run::{draw, progress_bar, run},
+    repeated::run_whole,
+    run::{Drawn, check_stop, progress_bar},
     workload::{RECORDS_MAX, Stream, Theta, ValueLen, Workload},
 };
 
@@ -212,14 +213,27 @@ pub struct PeersReport {
     pub linerate: LinerateResult,
     /// Those that could be measured.
     pub peers: Vec<PeerResult>,
-    /// How many times as fast as each of them linerate is.
+    /// How many times as fast as each of them linerate was in the rounds before and after it, whose mean counts.
     pub ratios: BTreeMap<&'static str, f64>,
+    /// The same with the slowest and the fastest of all rounds.
+    pub ratio_ranges: BTreeMap<&'static str, RatioRange>,
     /// Those that could not, a sentence each that begins with the name and tells what to do, or what went wrong.
     pub missing: Vec<String>,
-    /// Whether it was interrupted before all were measured.
+    /// Whether it ended before all were measured.
     pub partial: bool,
+    /// Why it did, in one sentence.
+    pub failure: Option<String>,
     /// Where it ran.
     pub environment: Environment,
+}
+
+/// Between what a ratio lies.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize)]
+pub struct RatioRange {
+    /// With the slowest round of linerate.
+    pub min: f64,
+    /// With the fastest one.
+    pub max: f64,
 }
 
 /// What linerate does in the same place.
@@ -233,15 +247,22 @@ pub struct LinerateResult {
     pub server_cpu_pct: f64,
     /// CPU time of the client in the median round, in per cent of one core.
     pub client_cpu_pct: f64,
+    /// Time in which the client had something to send or to receive in the median round, in %.
+    pub client_busy_pct: f64,
+    /// As [`PeerResult::limit`].
+    pub limit: &'static str,
+    /// Of the median round, in µs: from sending a request until its last result, once per request, as the peers' is from
+    /// writing a request until its last answer.
+    pub latency_us: LatencyUs,
     /// Batches that travelled and how many at once, in words.
     pub settings: String,
-    /// Operations per second of each round: before the first peer, between two, and after the last one.
+    /// Operations per second of each round: before the first peer that was measured, between two, and after the last one.
     pub rounds_ops_per_sec: Vec<f64>,
     /// Those of the slowest round.
     pub min: f64,
     /// Those of the fastest round.
     pub max: f64,
-    /// The median round.
+    /// The median round; wrong values are those of all rounds.
     pub report: Report,
 }
 
@@ -262,7 +283,7 @@ pub struct PeerResult {
     pub client_cpu_pct: f64,
     /// Time in which the client had something to send or to receive, in %.
     pub client_busy_pct: f64,
-    /// What was busy all the time: `server`, `client`, or `neither`, when each waited for the other.
+    /// What was busy all the time: `server`, `client`, `both`, or `neither`, when each waited for the other.
     pub limit: &'static str,
     /// Gets of these operations per second.
     pub gets_per_sec: f64,
@@ -287,8 +308,20 @@ pub struct PeerResult {
 pub struct Tried {
     /// In words.
     pub settings: String,
-    /// Operations answered per second, in a short time.
-    pub ops_per_sec: f64,
+    /// Operations answered per second, in a short time; `None` when it did not work.
+    pub ops_per_sec: Option<f64>,
+    /// Why it did not, in one sentence.
+    pub error: Option<String>,
+}
+
+impl Tried {
+    fn of(setting: Setting, result: &anyhow::Result<Driven>) -> Self {
+        Self {
+            settings: setting.to_string(),
+            ops_per_sec: result.as_ref().ok().map(Driven::ops_per_sec),
+            error: result.as_ref().err().map(|error| format!("it {error:#}")),
+        }
+    }
 }
 
 /// Measures linerate and every peer that is installed. Ends early when `stop` is set, with what there is by then, if
@@ -310,42 +343,120 @@ pub fn peers(options: &PeersOptions, stop: &AtomicBool) -> anyhow::Result<PeersR
     }
     let run_options = options.run();
     let cpus = Cpus::assign(1, 1)?;
-    let stream = draw(&run_options)?.remove(0);
-    let mut rounds = vec![run(&run_options, stop)?];
-    let (mut results, mut partial) = (Vec::new(), false);
-    for (peer, file) in found {
-        let bench = Bench { options, run_options: &run_options, cpus: &cpus, stream: &stream, stop };
-        match bench.measure(peer, &file) {
-            Ok(result) => results.push(result),
+    let mut drawn = Drawn::default();
+    let stream = drawn.streams(&run_options)?.remove(0);
+    let bench = Bench { options, run_options: &run_options, cpus: &cpus, stream: &stream, stop };
+    let taken = take_turns(
+        &found,
+        stop,
+        || run_whole(&run_options, stop, &mut drawn),
+        |(peer, file)| bench.measure(*peer, file),
+    )?;
+    for ((peer, file), error) in taken.refused {
+        missing.push(format!("{}: found as {}, but it {error:#}", peer.name(), file.display()));
+    }
+    Ok(report(options, taken.rounds, taken.results, missing, taken.failure, environment))
+}
+
+/// What was measured by turns.
+struct Turns<'a, P, L, R> {
+    /// Of linerate: the first before the first result, then one after each.
+    rounds: Vec<L>,
+    /// Of those peers that could be measured.
+    results: Vec<R>,
+    /// The others.
+    refused: Vec<(&'a P, anyhow::Error)>,
+    /// Why these are not all.
+    failure: Option<String>,
+}
+
+/// Measures linerate, and after each peer that could be measured again. What was measured until `stop` was set or linerate
+/// failed is kept.
+///
+/// # Errors
+/// When not even the first round of linerate could be measured.
+fn take_turns<'a, P, L, R>(
+    peers: &'a [P],
+    stop: &AtomicBool,
+    mut linerate: impl FnMut() -> anyhow::Result<L>,
+    mut measure: impl FnMut(&P) -> anyhow::Result<R>,
+) -> anyhow::Result<Turns<'a, P, L, R>> {
+    let first = linerate()?;
+    let mut turns = Turns { rounds: vec![first], results: Vec::new(), refused: Vec::new(), failure: None };
+    for peer in peers {
+        match measure(peer) {
+            Ok(result) => turns.results.push(result),
             Err(_) if stop.load(Ordering::Relaxed) => {
-                partial = true;
+                turns.failure = Some("interrupted".to_owned());
                 break;
             }
             Err(error) => {
-                let (name, file) = (peer.name(), file.display());
-                missing.push(format!("{name}: found as {file}, but it {error:#}"));
+                turns.refused.push((peer, error));
+                continue;
             }
         }
-        match run(&run_options, stop) {
-            Ok(report) => rounds.push(report),
-            Err(_) if stop.load(Ordering::Relaxed) => {
-                partial = true;
+        match linerate() {
+            Ok(round) => turns.rounds.push(round),
+            Err(error) => {
+                let is_stopped = stop.load(Ordering::Relaxed);
+                turns.failure = Some(if is_stopped {
+                    "interrupted".to_owned()
+                } else {
+                    format!("a later round of linerate failed: {error:#}")
+                });
                 break;
             }
-            Err(error) => return Err(error),
         }
     }
+    Ok(turns)
+}
+
+/// Puts together what was measured by turns.
+fn report(
+    options: &PeersOptions,
+    rounds: Vec<Report>,
+    peers: Vec<PeerResult>,
+    missing: Vec<String>,
+    failure: Option<String>,
+    environment: Environment,
+) -> PeersReport {
     let linerate = LinerateResult::of(rounds, options);
-    let ratio = |result: &PeerResult| (result.name, linerate.ops_per_sec / result.ops_per_sec);
-    Ok(PeersReport {
+    let beside = linerate.rounds_ops_per_sec.iter().enumerate().map(|(index, &before)| {
+        // The last peer may have no round behind it.
+        let after = linerate.rounds_ops_per_sec.get(index + 1).copied().unwrap_or(before);
+        (before + after) / 2.0
+    });
+    PeersReport {
         kind: "peers",
-        ratios: results.iter().map(ratio).collect(),
+        ratios: peers
+            .iter()
+            .zip(beside)
+            .map(|(peer, beside)| (peer.name, beside / peer.ops_per_sec))
+            .collect(),
+        ratio_ranges: peers
+            .iter()
+            .map(|peer| {
+                let [min, max] = [linerate.min, linerate.max].map(|ops| ops / peer.ops_per_sec);
+                (peer.name, RatioRange { min, max })
+            })
+            .collect(),
         linerate,
-        peers: results,
+        peers,
         missing,
-        partial,
+        partial: failure.is_some(),
+        failure,
         environment,
-    })
+    }
+}
+
+/// Which side had something to do all the time.
+fn limit(server_cpu_pct: f64, client_busy_pct: f64) -> &'static str {
+    match (server_cpu_pct >= BUSY_PCT, client_busy_pct >= BUSY_PCT) {
+        (true, true) => "both",
+        (true, false) => "server",
+        (false, true) => "client",
+        (false, false) => "neither",
+    }
 }
 
 fn not_installed(peer: Peer) -> String {
@@ -408,7 +519,11 @@ impl Bench<'_> {
 
         let settings = &fitting_settings(peer.settings(), self.options.value_len)[..];
         let bar = progress_bar((settings.len() + FINALISTS) as u64, peer.name());
-        let measured = self.find_best(settings, server, &bar);
+        let measured = find_best(settings, self.options.duration, self.stop, |setting, warmup, duration| {
+            let driven = self.drive(setting, server, warmup, duration, &bar);
+            bar.inc(1);
+            driven
+        });
         bar.finish_and_clear();
         let (setting, driven, tried) = measured?;
         let tally = &driven.tally;
@@ -425,11 +540,7 @@ impl Bench<'_> {
             server_cpu_pct,
             client_cpu_pct: driven.pct(driven.client_cpu),
             client_busy_pct,
-            limit: match () {
-                () if server_cpu_pct >= BUSY_PCT => "server",
-                () if client_busy_pct >= BUSY_PCT => "client",
-                () => "neither",
-            },
+            limit: limit(server_cpu_pct, client_busy_pct),
             gets_per_sec: per_sec(tally.hits + tally.misses),
             puts_per_sec: per_sec(tally.puts),
             hit_ratio: 1.0,
@@ -441,43 +552,7 @@ impl Bench<'_> {
         })
     }
 
-    /// Tries all settings for a moment and the best of them at full length.
-    fn find_best(
-        &self,
-        settings: &[Setting],
-        server: &PeerServer,
-        bar: &ProgressBar,
-    ) -> anyhow::Result<(Setting, Driven, Vec<Tried>)> {
-        let mut tried = Vec::with_capacity(settings.len());
-        for &setting in settings {
-            let duration = PROBE.min(self.options.duration);
-            tried.push((setting, self.drive(setting, server, PROBE_WARMUP, duration, bar)?));
-            bar.inc(1);
-        }
-        // Without losses first: what is lost counts as nothing, and hides what the loss has cost.
-        let rank = |driven: &Driven| (!loses_much(driven), driven.ops_per_sec());
-        let mut best: Vec<_> = tried.iter().map(|(setting, driven)| (*setting, rank(driven))).collect();
-        best.sort_by(|(_, a), (_, b)| b.0.cmp(&a.0).then(b.1.total_cmp(&a.1)));
-        let mut finals = Vec::with_capacity(FINALISTS);
-        for &(setting, _) in best.iter().take(FINALISTS) {
-            let warmup = WARMUP.min(self.options.duration);
-            finals.push((setting, self.drive(setting, server, warmup, self.options.duration, bar)?));
-            bar.inc(1);
-        }
-        let tried = tried.iter().map(|(setting, driven)| Tried {
-            settings: setting.to_string(),
-            ops_per_sec: driven.ops_per_sec(),
-        });
-        let tried = tried.collect();
-        let kept = finals.into_iter().filter(|(_, driven)| !loses_much(driven));
-        let best = kept.max_by(|(_, a), (_, b)| a.ops_per_sec().total_cmp(&b.ops_per_sec()));
-        let (setting, driven) = best.with_context(|| {
-            format!("left more than {} % of the operations without an answer", UNANSWERED_SHARE_MAX * 100.0)
-        })?;
-        Ok((setting, driven, tried))
-    }
-
-    /// Measures one setting and checks that the answers were right.
+    /// Measures one setting.
     fn drive(
         &self,
         setting: Setting,
@@ -496,7 +571,7 @@ impl Bench<'_> {
             stop: self.stop,
         };
         let live = AtomicU64::new(0);
-        let driven = thread::scope(|scope| {
+        thread::scope(|scope| {
             let client = scope.spawn(|| {
                 pin_to_core(self.cpus.clients[0])?;
                 drive(&plan, &mut self.stream.clone(), &live, &|| server.cpu())
@@ -510,16 +585,7 @@ impl Bench<'_> {
                 bar.set_message(format!("{:.2} Mop/s, {setting}", rate / 1e6));
             }
             client.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))
-        })?;
-        let tally = &driven.tally;
-        anyhow::ensure!(tally.misses == 0, "lost records: {} gets found nothing", tally.misses);
-        anyhow::ensure!(
-            tally.wrong_values == 0,
-            "answered with {} values that were never put at their keys",
-            tally.wrong_values
-        );
-        anyhow::ensure!(tally.ops() > 0, "answered nothing that was asked for");
-        Ok(driven)
+        })
     }
 
     /// Does something where the client runs.
@@ -534,6 +600,75 @@ impl Bench<'_> {
     }
 }
 
+/// Tries all settings for a moment, by `drive`, which is told the seconds before and of the measurement, and then the best of
+/// them at full length. A setting that does not work is left out.
+///
+/// # Errors
+/// A sentence that fits behind the peer's name: that its answers were wrong, or why no setting works.
+fn find_best(
+    settings: &[Setting],
+    duration: f64,
+    stop: &AtomicBool,
+    mut drive: impl FnMut(Setting, f64, f64) -> anyhow::Result<Driven>,
+) -> anyhow::Result<(Setting, Driven, Vec<Tried>)> {
+    let (mut tried, mut ranked, mut failed) = (Vec::with_capacity(settings.len()), Vec::new(), None);
+    let mut measure = |setting, warmup: f64, duration| -> anyhow::Result<anyhow::Result<Driven>> {
+        let driven = drive(setting, warmup.min(duration), duration);
+        check_stop(stop)?;
+        if let Ok(driven) = &driven {
+            check_answers(driven)?;
+        }
+        Ok(driven.and_then(|driven| {
+            anyhow::ensure!(driven.tally.ops() > 0, "answered nothing that was asked for");
+            Ok(driven)
+        }))
+    };
+    for &setting in settings {
+        let result = measure(setting, PROBE_WARMUP, PROBE.min(duration))?;
+        tried.push(Tried::of(setting, &result));
+        match result {
+            // Without losses first: what is lost counts as nothing, and hides what the loss has cost.
+            Ok(driven) => ranked.push((setting, !loses_much(&driven), driven.ops_per_sec())),
+            // The first error says most: a server that has ended takes no connections afterwards.
+            Err(error) => failed = failed.or(Some(error)),
+        }
+    }
+    ranked.sort_by(|(_, one_whole, one), (_, other_whole, other)| {
+        other_whole.cmp(one_whole).then(other.total_cmp(one))
+    });
+    let mut finals: Vec<(Setting, Driven)> = Vec::with_capacity(FINALISTS);
+    for (setting, ..) in ranked {
+        match measure(setting, WARMUP, duration)? {
+            Ok(driven) => finals.push((setting, driven)),
+            Err(error) => failed = failed.or(Some(error)),
+        }
+        if finals.len() == FINALISTS {
+            break;
+        }
+    }
+    if let (true, Some(error)) = (finals.is_empty(), failed) {
+        return Err(error);
+    }
+    let kept = finals.into_iter().filter(|(_, driven)| !loses_much(driven));
+    let best = kept.max_by(|(_, a), (_, b)| a.ops_per_sec().total_cmp(&b.ops_per_sec()));
+    let (setting, driven) = best.with_context(|| {
+        format!("left more than {} % of the operations without an answer", UNANSWERED_SHARE_MAX * 100.0)
+    })?;
+    Ok((setting, driven, tried))
+}
+
+/// Whether a peer has answered rightly: one that has not is compared in no setting.
+fn check_answers(driven: &Driven) -> anyhow::Result<()> {
+    let tally = &driven.tally;
+    anyhow::ensure!(tally.misses == 0, "lost records: {} gets found nothing", tally.misses);
+    anyhow::ensure!(
+        tally.wrong_values == 0,
+        "answered with {} values that were never put at their keys",
+        tally.wrong_values
+    );
+    Ok(())
+}
+
 fn loses_much(driven: &Driven) -> bool {
     let tally = &driven.tally;
     tally.unanswered as f64 > (tally.ops() + tally.unanswered) as f64 * UNANSWERED_SHARE_MAX
@@ -543,14 +678,22 @@ impl LinerateResult {
     /// Of at least one round.
     fn of(mut rounds: Vec<Report>, options: &PeersOptions) -> Self {
         let rounds_ops_per_sec: Vec<_> = rounds.iter().map(|report| report.ops_per_sec).collect();
+        let wrong_values =
+            rounds.iter().filter_map(|report| report.wrong_values).reduce(|one, other| one + other);
         rounds.sort_by(|a, b| a.ops_per_sec.total_cmp(&b.ops_per_sec));
         let (min, max) = (rounds[0].ops_per_sec, rounds[rounds.len() - 1].ops_per_sec);
-        let report = rounds.swap_remove((rounds.len() - 1) / 2);
+        let mut report = rounds.swap_remove((rounds.len() - 1) / 2);
+        report.wrong_values = wrong_values;
+        let (server_cpu_pct, client_busy_pct) =
+            (report.server_cpu_pct.unwrap_or(0.0), report.client_busy_share * 100.0);
         Self {
             ops_per_sec: report.ops_per_sec,
             transport: options.transport.name(),
-            server_cpu_pct: report.server_cpu_pct.unwrap_or(0.0),
+            server_cpu_pct,
             client_cpu_pct: report.client_cpu_pct,
+            client_busy_pct,
+            limit: limit(server_cpu_pct, client_busy_pct),
+            latency_us: report.batch_latency_us,
             settings: format!("batches of {} × {} in flight", options.batch, options.window),
             rounds_ops_per_sec,
             min,
@@ -567,12 +710,12 @@ pub fn peers_table(report: &PeersReport) -> String {
     let heads = ["", "version", "Mop/s", "linerate :", "server CPU %", "p50 µs", "p99 µs", "limit"];
     let heads = heads.into_iter().map(|head| number(head.to_owned()));
     table.set_header(heads.chain(iter::once(Cell::new("settings"))));
-    let LinerateResult { ops_per_sec, transport, server_cpu_pct, settings, report: round, .. } =
+    let LinerateResult { ops_per_sec, transport, server_cpu_pct, limit, latency_us, settings, .. } =
         &report.linerate;
-    let (name, version) = (format!("linerate {transport}"), round.environment.version.to_owned());
-    let LatencyUs { p50, p99, .. } = round.batch_latency_us;
+    let (name, version) = (format!("linerate {transport}"), report.environment.version.to_owned());
+    let LatencyUs { p50, p99, .. } = *latency_us;
     let figures = [*ops_per_sec, *server_cpu_pct, p50, p99];
-    table.add_row(row(&name, version, figures, None, "", settings));
+    table.add_row(row(&name, version, figures, None, limit, settings));
     for peer in &report.peers {
         let LatencyUs { p50, p99, .. } = peer.latency_us;
         let figures = [peer.ops_per_sec, peer.server_cpu_pct, p50, p99];
@@ -590,8 +733,8 @@ pub fn peers_table(report: &PeersReport) -> String {
     for missing in &report.missing {
         text += &format!("\nnot measured: {missing}");
     }
-    if report.partial {
-        text += "\npartial: interrupted before all was measured";
+    if let Some(failure) = &report.failure {
+        text += &format!("\npartial: {failure}");
     }
     text
 }
@@ -623,7 +766,9 @@ fn row(
 /// # Errors
 /// A sentence.
 pub fn peers_verdict(report: &PeersReport) -> anyhow::Result<()> {
-    anyhow::ensure!(!report.partial, "interrupted: what was measured until then is not all");
+    if let Some(failure) = &report.failure {
+        anyhow::bail!("{failure}: what was measured until then is not all");
+    }
     anyhow::ensure!(
         !report.peers.is_empty(),
         "no peer could be measured, so there is nothing to compare linerate with; {}",
@@ -636,7 +781,7 @@ pub fn peers_verdict(report: &PeersReport) -> anyhow::Result<()> {
 pub(crate) mod tests {
     use clap::Parser;
 
-    use super::*;
+    use super::{request::Tally, *};
     use crate::output::tests::report;
 
     #[derive(Parser)]
@@ -674,22 +819,14 @@ pub(crate) mod tests {
                 max: 2_000.0,
             },
             duration_s: 5.0,
-            tried: vec![Tried { settings: RESP[0].to_string(), ops_per_sec }],
+            tried: vec![Tried { settings: RESP[0].to_string(), ops_per_sec: Some(ops_per_sec), error: None }],
         }
     }
 
     pub(crate) fn peers_report(peers: Vec<PeerResult>) -> PeersReport {
         let rounds = [40.0, 20.0, 30.0].map(|mops| Report { ops_per_sec: mops * 1e6, ..report() });
-        let linerate = LinerateResult::of(rounds.into(), &options("").unwrap());
-        PeersReport {
-            kind: "peers",
-            ratios: peers.iter().map(|peer| (peer.name, linerate.ops_per_sec / peer.ops_per_sec)).collect(),
-            linerate,
-            peers,
-            missing: vec![not_installed(Peer::Valkey)],
-            partial: false,
-            environment: report().environment,
-        }
+        let missing = vec![not_installed(Peer::Valkey)];
+        super::report(&options("").unwrap(), rounds.into(), peers, missing, None, report().environment)
     }
 
     /// Goal: what is typed is understood, linerate runs with it, and a refusal names what is allowed. Method: good and bad
@@ -729,7 +866,10 @@ pub(crate) mod tests {
         assert_eq!((&peer["name"], &peer["version"]), (&"redis".into(), &"1.2.3".into()));
         assert_eq!((&peer["ops_per_sec"], &peer["server_cpu_pct"]), (&2.5e6.into(), &99.0.into()));
         assert_eq!(peer["settings"], "MGET 100 × 8 in flight × 4 connections");
+        assert_eq!(value["linerate"]["latency_us"], value["linerate"]["report"]["batch_latency_us"]);
+        // 40 and 20 Mop/s were beside it.
         assert_eq!(value["ratios"], serde_json::json!({ "redis": 12.0 }));
+        assert_eq!(value["ratio_ranges"], serde_json::json!({ "redis": { "min": 8.0, "max": 16.0 } }));
         assert_eq!(
             value["missing"],
             serde_json::json!([
@@ -750,12 +890,15 @@ pub(crate) mod tests {
             let line = table.lines().find(|line| line.trim_start().starts_with(start)).unwrap();
             line.split_whitespace().collect::<Vec<_>>().join(" ")
         };
-        assert_eq!(line("linerate udp"), "linerate udp 0.1.0 30.00 100 51 88 batches of 110 × 48 in flight");
+        assert_eq!(
+            line("linerate udp"),
+            "linerate udp 0.1.0 30.00 100 51 88 server batches of 110 × 48 in flight"
+        );
         assert_eq!(
             line("redis"),
             "redis 1.2.3 2.50 12.0 99 300 450 server MGET 100 × 8 in flight × 4 connections"
         );
-        assert!(line("memcached").starts_with("memcached 1.2.3 2.00 15.0 "));
+        assert!(line("memcached").starts_with("memcached 1.2.3 2.00 12.5 "));
         assert!(line("one server core").ends_with("the median of 3 rounds, 20.0 to 40.0 Mop/s"));
         assert!(line("not measured: ").starts_with("not measured: valkey: valkey-server is not installed; "));
     }
@@ -769,7 +912,8 @@ pub(crate) mod tests {
             error.starts_with("no peer could be measured") && error.contains("apt-get install"),
             "{error}"
         );
-        let partial = PeersReport { partial: true, ..peers_report(vec![peer("redis", 2.5e6)]) };
+        let failure = Some("interrupted".to_owned());
+        let partial = PeersReport { partial: true, failure, ..peers_report(vec![peer("redis", 2.5e6)]) };
         assert!(peers_verdict(&partial).unwrap_err().to_string().starts_with("interrupted"));
         assert!(peers_table(&partial).contains("partial"));
     }
@@ -779,5 +923,106 @@ pub(crate) mod tests {
         let rounds = [4.0, 1.0, 3.0, 2.0].map(|mops| Report { ops_per_sec: mops, ..report() });
         let linerate = LinerateResult::of(rounds.into(), &options("").unwrap());
         assert_eq!((linerate.ops_per_sec, linerate.report.ops_per_sec), (2.0, 2.0));
+    }
+
+    /// Goal: wrong values of any round are reported. Method: they are in rounds that are not the median.
+    #[test]
+    fn wrong_values_of_all_rounds_count() {
+        let mut rounds = [1.0, 2.0, 3.0].map(|ops_per_sec| Report { ops_per_sec, ..report() });
+        (rounds[0].wrong_values, rounds[1].wrong_values, rounds[2].wrong_values) =
+            (Some(2), Some(0), Some(3));
+        let linerate = LinerateResult::of(rounds.into(), &options("--verify").unwrap());
+        assert_eq!((linerate.ops_per_sec, linerate.report.wrong_values), (2.0, Some(5)));
+    }
+
+    #[test]
+    fn who_is_busy_is_the_limit() {
+        let all = [(99.0, 50.0), (50.0, 99.0), (99.0, 100.0), (50.0, 50.0)];
+        assert_eq!(
+            all.map(|(server, client)| limit(server, client)),
+            ["server", "client", "both", "neither"]
+        );
+    }
+
+    /// Goal: what was measured before linerate failed or Ctrl-C came is kept and marked, and a peer that fails costs the
+    /// others nothing. Method: three peers, the second of which fails, and an end at each step.
+    #[test]
+    fn what_was_measured_is_kept() {
+        let (never, peers) = (AtomicBool::new(false), ["a", "b", "c"]);
+        let works = |peer: &&'static str| match *peer {
+            "b" => anyhow::bail!("no luck"),
+            peer => Ok(peer),
+        };
+        let all = take_turns(&peers, &never, || Ok(1), works).unwrap();
+        assert_eq!((all.rounds.len(), all.results, all.failure), (3, vec!["a", "c"], None));
+        assert_eq!((*all.refused[0].0, all.refused[0].1.to_string()), ("b", "no luck".to_owned()));
+        let mut round = 0;
+        let lost = take_turns(
+            &peers,
+            &never,
+            || {
+                round += 1;
+                anyhow::ensure!(round < 2, "a port was lost");
+                Ok(round)
+            },
+            works,
+        )
+        .unwrap();
+        assert_eq!((lost.rounds, lost.results), (vec![1], vec!["a"]));
+        assert_eq!(lost.failure.unwrap(), "a later round of linerate failed: a port was lost");
+        let stop = AtomicBool::new(false);
+        let stopped = take_turns(
+            &peers,
+            &stop,
+            || Ok(1),
+            |_| -> anyhow::Result<()> {
+                stop.store(true, Ordering::Relaxed);
+                anyhow::bail!("interrupted")
+            },
+        )
+        .unwrap();
+        assert_eq!((stopped.rounds.len(), stopped.refused.len()), (1, 0));
+        assert_eq!(stopped.failure.as_deref(), Some("interrupted"));
+        let at_once =
+            take_turns(&peers, &never, || -> anyhow::Result<()> { anyhow::bail!("no route") }, works);
+        assert_eq!(at_once.err().unwrap().to_string(), "no route");
+    }
+
+    fn driven(tally: Tally) -> Driven {
+        let (elapsed, none) = (Duration::from_secs(1), Duration::ZERO);
+        Driven { elapsed, tally, client_cpu: none, idle: none, server_cpu: None }
+    }
+
+    /// Goal: a setting that fails is left out with its reason, and a wrong answer is not overlooked. Method: settings of
+    /// which some fail, at once or at full length.
+    #[test]
+    fn settings_that_fail_are_left_out() {
+        let never = AtomicBool::new(false);
+        let puts = |puts| driven(Tally { puts, ..Tally::default() });
+        let (best, of_best, tried) = find_best(&RESP[..4], 5.0, &never, |setting, _, duration| {
+            match RESP.iter().position(|of| *of == setting).unwrap() {
+                0 => anyhow::bail!("takes no connection"),
+                // The fastest one fails at full length.
+                1 if duration > 1.0 => anyhow::bail!("has not answered for 5 s"),
+                1 => Ok(puts(900)),
+                2 => Ok(puts(200)),
+                _ => Ok(puts(300)),
+            }
+        })
+        .unwrap();
+        assert_eq!((best, of_best.tally.puts), (RESP[3], 300));
+        assert_eq!(tried[0].error.as_deref(), Some("it takes no connection"));
+        assert_eq!((tried[0].ops_per_sec, tried[1].ops_per_sec), (None, Some(900.0)));
+        let error = |result: &dyn Fn() -> anyhow::Result<Driven>| {
+            find_best(&RESP[..4], 5.0, &never, |_, _, _| result()).unwrap_err().to_string()
+        };
+        assert_eq!(error(&|| anyhow::bail!("takes no connection")), "takes no connection");
+        assert_eq!(error(&|| Ok(puts(0))), "answered nothing that was asked for");
+        let wrong = Tally { hits: 1, wrong_values: 1, ..Tally::default() };
+        assert!(
+            error(&|| Ok(driven(wrong.clone()))).starts_with("answered with 1 values that were never put")
+        );
+        let lost = Tally { hits: 9, misses: 1, ..Tally::default() };
+        assert!(error(&|| Ok(driven(lost.clone()))).starts_with("lost records: 1"));
     }
 }
