@@ -5,19 +5,15 @@
 
 use std::{
     io::{self, ErrorKind, Read, Write},
-    net::{Ipv4Addr, SocketAddr, TcpStream, UdpSocket},
-    os::fd::AsRawFd,
+    net::{SocketAddr, TcpStream},
     sync::atomic::{AtomicBool, AtomicU64, Ordering},
     thread,
     time::{Duration, Instant},
 };
 
 use anyhow::Context;
+use linerate_dataplane::{Peer, Port, UdpConfig, UdpPort};
 use linerate_server::stats::thread_cpu_ns;
-use nix::{
-    errno::Errno,
-    sys::socket::{MsgFlags, recv, setsockopt, sockopt},
-};
 use zerocopy::{FromBytes, IntoBytes};
 
 use super::{
@@ -34,9 +30,8 @@ use crate::{
 /// What is received at once, at most, beside what is there of a longer value.
 const RECEIVE_LEN: usize = 256 << 10;
 
-/// Receive queue of a UDP socket, if the system allows it: the longest requests in flight are 200 values, which the kernel
-/// charges a page each at worst.
-const UDP_RECEIVE_QUEUE_LEN: usize = 4 << 20;
+/// Bursts of datagrams that are received at most before requests are sent again.
+const BURSTS_MAX: usize = 4;
 
 /// Longest value that memcached sends in one datagram together with its key (`UDP_MAX_PAYLOAD_SIZE` is 1,400; the
 /// announcement and the line end take up to 40).
@@ -244,12 +239,9 @@ struct Link {
 
 enum Socket {
     /// With what could not be sent yet, from an index on.
-    Tcp {
-        stream: TcpStream,
-        unsent: Vec<u8>,
-        begin: usize,
-    },
-    Udp(UdpSocket),
+    Tcp { stream: TcpStream, unsent: Vec<u8>, begin: usize },
+    /// The port that linerate's client has, without trains, which memcached neither sends nor takes.
+    Udp { port: Box<UdpPort>, server: Peer },
 }
 
 /// What was received and is not understood yet.
@@ -262,7 +254,12 @@ struct Input {
 impl Link {
     fn connect(addr: SocketAddr, dialect: Dialect, operations: usize, look: Look) -> anyhow::Result<Self> {
         let socket = match dialect {
-            Dialect::Datagrams => Socket::Udp(connect_udp(addr).context("cannot open a UDP socket")?),
+            Dialect::Datagrams => {
+                // Only root may have more than the system's limit; with less there are losses, which show.
+                let config = UdpConfig { trains: false, ..UdpConfig::default() };
+                let port = UdpPort::connect(&[addr], config).context("cannot be sent datagrams")?;
+                Socket::Udp { port: Box::new(port), server: Peer::datagram(addr) }
+            }
             _ => {
                 let stream = TcpStream::connect(addr).context("takes no connection")?;
                 stream.set_nodelay(true)?;
@@ -313,9 +310,15 @@ impl Link {
         self.in_flight.push(self.dialect, draws, self.next_id, now);
         match &mut self.socket {
             Socket::Tcp { unsent, .. } => unsent.extend_from_slice(out),
-            Socket::Udp(socket) => {
+            Socket::Udp { port, server } => {
                 self.next_id = self.next_id.wrapping_add(1);
-                socket.send(out).context("cannot be sent datagrams")?;
+                let mut slot = port.split().1.begin(server, out.len());
+                if slot.is_none() {
+                    port.tx_flush().context("cannot be sent datagrams")?;
+                    slot = port.split().1.begin(server, out.len());
+                }
+                slot.context("cannot be sent datagrams")?.bytes.copy_from_slice(out);
+                port.split().1.commit(out.len());
             }
         }
         Ok(())
@@ -346,33 +349,23 @@ impl Link {
                 }
                 Ok(len)
             }
-            Socket::Udp(socket) => {
+            Socket::Udp { port, .. } => {
+                port.tx_flush().context("cannot be sent datagrams")?;
                 let mut received = 0;
-                // What is received at most before sending again.
-                for _ in 0..64 {
-                    let len = match recv(socket.as_raw_fd(), &mut input.bytes, MsgFlags::MSG_DONTWAIT) {
-                        Ok(len) => len,
-                        Err(Errno::EAGAIN | Errno::EINTR) => break,
-                        Err(errno) => {
-                            return Err(io::Error::from(errno)).context("does not take datagrams any more");
-                        }
-                    };
-                    received += len;
-                    take_datagram(&input.bytes[..len], Instant::now(), in_flight, *look, tally)?;
+                for _ in 0..BURSTS_MAX {
+                    if port.rx_burst().context("does not take datagrams any more")? == 0 {
+                        break;
+                    }
+                    let now = Instant::now();
+                    for datagram in port.split().0.iter() {
+                        received += datagram.bytes.len();
+                        take_datagram(datagram.bytes, now, in_flight, *look, tally)?;
+                    }
                 }
                 Ok(received)
             }
         }
     }
-}
-
-fn connect_udp(addr: SocketAddr) -> io::Result<UdpSocket> {
-    let socket = UdpSocket::bind((Ipv4Addr::LOCALHOST, 0))?;
-    socket.connect(addr)?;
-    // Only root may have more than the system's limit; with less there are fewer requests in flight, or losses, which show.
-    setsockopt(&socket, sockopt::RcvBufForce, &UDP_RECEIVE_QUEUE_LEN)
-        .or_else(|_| setsockopt(&socket, sockopt::RcvBuf, &UDP_RECEIVE_QUEUE_LEN))?;
-    Ok(socket)
 }
 
 #[inline]

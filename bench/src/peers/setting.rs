@@ -94,12 +94,13 @@ pub(super) const TEXT: [Setting; 7] = [
 
 /// What is tried with memcached over UDP. It has one socket per thread whatever the clients have, and what is in flight must
 /// fit the client's receive queue, each value a datagram; 100 keys of ten digits just fit a request.
-pub(super) const DATAGRAMS: [Setting; 6] = [
+pub(super) const DATAGRAMS: [Setting; 7] = [
     setting(Dialect::Datagrams, 16, 4, 1),
     setting(Dialect::Datagrams, 16, 16, 1),
     setting(Dialect::Datagrams, 50, 4, 1),
     setting(Dialect::Datagrams, 100, 1, 1),
     setting(Dialect::Datagrams, 100, 2, 1),
+    setting(Dialect::Datagrams, 100, 4, 1),
     setting(Dialect::Datagrams, 50, 2, 2),
 ];
 
