@@ -139,6 +139,32 @@ fn peers_that_do_not_work_are_named() {
     assert_eq!(folder.temporary_files(), 0);
 }
 
+/// Goal: what a script has started ends with it, also when that has ended by itself. Method: a script that leaves a process
+/// behind.
+#[test]
+fn nothing_is_left_of_a_script_that_ended() {
+    let folder = Folder::new("left");
+    let pid_file = folder.0.join("pid");
+    folder.script("redis-server", &format!("sleep 600 & echo $! > {}; exit 3", pid_file.display()));
+    let output = folder.bench(&format!("{SHORT} --peers redis"));
+    assert_eq!(output.status.code(), Some(2));
+    assert!(parsed(&output)["missing"][0].as_str().unwrap().contains("ended by itself (exit status: 3)"));
+    assert_ends(fs::read_to_string(&pid_file).unwrap().trim());
+}
+
+/// Waits until a process has ended, which may be nobody's child any more.
+fn assert_ends(pid: &str) {
+    let stat = Path::new("/proc").join(pid).join("stat");
+    let runs = || fs::read_to_string(&stat).is_ok_and(|text| !text.contains(") Z "));
+    for _ in 0..500 {
+        if !runs() {
+            return;
+        }
+        thread::sleep(Duration::from_millis(20));
+    }
+    panic!("the server still runs");
+}
+
 /// Goal: an interrupted comparison shows what there is, says that it is not all, and leaves no process and no file. Method: a
 /// server that never serves, and Ctrl-C while it is waited for.
 #[test]
@@ -189,13 +215,5 @@ fn a_server_ends_with_the_program() {
     }
     child.kill().unwrap();
     child.wait().unwrap();
-    let stat = Path::new("/proc").join(fs::read_to_string(&pid_file).unwrap().trim()).join("stat");
-    let runs = || fs::read_to_string(&stat).is_ok_and(|text| !text.contains(") Z "));
-    for _ in 0..500 {
-        if !runs() {
-            return;
-        }
-        thread::sleep(Duration::from_millis(20));
-    }
-    panic!("the server still runs");
+    assert_ends(fs::read_to_string(&pid_file).unwrap().trim());
 }

@@ -8,7 +8,7 @@ use std::{
     net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream, UdpSocket},
     os::unix::fs::{DirBuilderExt, PermissionsExt},
     path::{Path, PathBuf},
-    process::{Child, Stdio},
+    process::{Child, ExitStatus, Stdio},
     sync::atomic::{AtomicBool, AtomicU32, Ordering},
     thread,
     time::{Duration, Instant},
@@ -16,7 +16,10 @@ use std::{
 
 use anyhow::Context;
 use nix::{
-    sys::signal::{Signal, killpg},
+    sys::{
+        signal::{Signal, killpg},
+        wait::{Id, WaitPidFlag, WaitStatus, waitid},
+    },
     unistd::{Pid, Uid},
 };
 
@@ -219,7 +222,7 @@ impl PeerServer {
             .stdout(log.try_clone()?)
             .stderr(Stdio::from(log))
             .spawn()
-            .map(|child| Running { child, folder })
+            .map(|child| Running { child, status: None, folder })
             .context("cannot be started")?;
         let identity = child.wait_for(program, addr, stop)?;
         anyhow::ensure!(
@@ -246,10 +249,12 @@ impl PeerServer {
     }
 }
 
-/// A process, killed and waited for when this is dropped, and then its folder removed.
+/// A process, killed and waited for with all of its group when this is dropped, and then its folder removed.
 #[derive(Debug)]
 struct Running {
     child: Child,
+    /// How it ended, once it has been waited for: its number may be another one's then.
+    status: Option<ExitStatus>,
     folder: TemporaryFolder,
 }
 
@@ -278,7 +283,10 @@ impl Running {
 
     /// What it did, and its last words, if it has ended.
     fn ended(&mut self) -> Option<String> {
-        let status = self.child.try_wait().ok().flatten()?;
+        if self.status.is_none() && self.has_ended() {
+            self.kill();
+        }
+        let status = self.status?;
         let log = fs::read(self.folder.0.join(LOG)).unwrap_or_default();
         let log = String::from_utf8_lossy(&log);
         let last = log.lines().rev().map(str::trim).find(|line| !line.is_empty());
@@ -289,13 +297,30 @@ impl Running {
     }
 }
 
+impl Running {
+    /// Whether it has ended. It is not waited for: until then its group keeps its number.
+    fn has_ended(&self) -> bool {
+        let flags = WaitPidFlag::WEXITED | WaitPidFlag::WNOHANG | WaitPidFlag::WNOWAIT;
+        waitid(Id::Pid(self.pid()), flags).is_ok_and(|status| status != WaitStatus::StillAlive)
+    }
+
+    /// Ends what is left of its group, and waits for it.
+    fn kill(&mut self) {
+        // It has nothing to save. Its group, since it may be started by a script.
+        let _ = killpg(self.pid(), Signal::SIGKILL);
+        self.status = self.child.wait().ok();
+    }
+
+    fn pid(&self) -> Pid {
+        Pid::from_raw(self.child.id() as i32)
+    }
+}
+
 impl Drop for Running {
     fn drop(&mut self) {
-        // It has nothing to save. Its group, since it may be started by a script.
-        if matches!(self.child.try_wait(), Ok(None)) {
-            let _ = killpg(Pid::from_raw(self.child.id() as i32), Signal::SIGKILL);
+        if self.status.is_none() {
+            self.kill();
         }
-        let _ = self.child.wait();
     }
 }
 
