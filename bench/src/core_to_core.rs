@@ -13,6 +13,8 @@ use std::{
 
 use linerate_dataplane::pin::pin_to_core;
 
+use crate::median::median;
+
 /// Round trips in a round. With 100 to 500 ns each a round lasts at most a millisecond, less than a time slice, so that
 /// most rounds see no interruption.
 const ROUND_TRIPS: u32 = 2_000;
@@ -127,12 +129,6 @@ impl Court {
     }
 }
 
-/// The middle one of them, the greater of the middle two if there are two.
-pub(crate) fn median(mut values: Vec<f64>) -> Option<f64> {
-    values.sort_unstable_by(f64::total_cmp);
-    values.get(values.len() / 2).copied()
-}
-
 #[cfg(test)]
 mod tests {
     use linerate_dataplane::pin::{CORES_MAX, allowed_cores};
@@ -194,12 +190,5 @@ mod tests {
             scope.spawn(|| court.play(core, Court::return_balls).unwrap());
             scope.spawn(|| court.play(core, Court::serve).unwrap());
         });
-    }
-
-    #[test]
-    fn the_median_is_the_middle_one() {
-        assert_eq!(median(vec![]), None);
-        assert_eq!(median(vec![3.0, 900.0, 1.0]), Some(3.0));
-        assert_eq!(median(vec![2.0]), Some(2.0));
     }
 }

@@ -20,6 +20,7 @@ pub mod key;
 pub mod latency;
 pub mod line_rate;
 pub mod load;
+mod median;
 mod null;
 pub mod options;
 pub mod output;

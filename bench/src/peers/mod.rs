@@ -42,6 +42,7 @@ use self::{
 };
 use crate::{
     latency::LatencyUs,
+    median::middle,
     options::{Cpus, Distribution, RunOptions, seconds},
     output::{Environment, JsonTarget, Report, number, plain_table, shown},
     repeated::run_whole,
@@ -676,13 +677,13 @@ fn loses_much(driven: &Driven) -> bool {
 
 impl LinerateResult {
     /// Of at least one round.
-    fn of(mut rounds: Vec<Report>, options: &PeersOptions) -> Self {
+    fn of(rounds: Vec<Report>, options: &PeersOptions) -> Self {
         let rounds_ops_per_sec: Vec<_> = rounds.iter().map(|report| report.ops_per_sec).collect();
         let wrong_values =
             rounds.iter().filter_map(|report| report.wrong_values).reduce(|one, other| one + other);
-        rounds.sort_by(|a, b| a.ops_per_sec.total_cmp(&b.ops_per_sec));
-        let (min, max) = (rounds[0].ops_per_sec, rounds[rounds.len() - 1].ops_per_sec);
-        let mut report = rounds.swap_remove((rounds.len() - 1) / 2);
+        let min = rounds_ops_per_sec.iter().copied().fold(f64::INFINITY, f64::min);
+        let max = rounds_ops_per_sec.iter().copied().fold(0.0, f64::max);
+        let mut report = middle(rounds, |report| report.ops_per_sec).expect("there is a round");
         report.wrong_values = wrong_values;
         let (server_cpu_pct, client_busy_pct) =
             (report.server_cpu_pct.unwrap_or(0.0), report.client_busy_share * 100.0);

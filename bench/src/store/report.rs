@@ -5,7 +5,7 @@ use serde::{Serialize, Serializer, ser::SerializeMap};
 
 use super::{UsableMemory, measure::Measured};
 use crate::{
-    core_to_core::median,
+    median::median,
     output::{Environment, number, plain_table, shown},
     workload::ValueLen,
 };

@@ -8,7 +8,7 @@ use std::cmp::Ordering;
 use serde::{Deserialize, Serialize};
 
 use super::losses::Losses;
-use crate::{core_to_core::median, output::shown};
+use crate::{median::median, output::shown};
 
 /// Share of the time with work from which on a side is the limit: what is left is too little to be anything but the turns
 /// between two bursts.
