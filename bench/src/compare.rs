@@ -24,21 +24,17 @@ use linerate_server::{Datagrams, Server, ServerConfig};
 use serde::Serialize;
 
 use crate::{
+    median::{median, middle},
     options::{Cpus, RunOptions},
     output::{Environment, Report, number, plain_table, shown},
     repeated::{TypedRun, about, run_whole, tell, whole},
+    report::noise::t,
     run::{Drawn, RunPorts, run_over},
     wire::{Bench, WirePort, rate::LINE_RATE},
 };
 
 /// Rounds that a difference can be told from noise with: two have a spread, but one that says next to nothing.
 const ROUNDS_MIN: usize = 3;
-
-/// 97.5 % quantiles of Student's t with 1, 2, … degrees of freedom.
-const STUDENT_T: [f64; 30] = [
-    12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228, 2.201, 2.179, 2.160, 2.145, 2.131,
-    2.120, 2.110, 2.101, 2.093, 2.086, 2.080, 2.074, 2.069, 2.064, 2.060, 2.056, 2.052, 2.048, 2.045, 2.042,
-];
 
 /// How it is decided whether a difference is more than noise.
 const NOISE_TEST: &str = "Student's t on the logarithms of the rounds' ratios, 95 %";
@@ -89,18 +85,20 @@ pub struct CompareReport {
     kind: CompareKind,
     /// What was between client and server.
     pub medium: Medium,
-    /// Rounds in which all candidates were measured.
+    /// Rounds in which all candidates were measured, as many as the one with the fewest has.
     pub rounds: usize,
     /// What was measured, in the order asked for.
     pub candidates: Vec<Candidate>,
     /// Each but the baseline to it.
     pub ratios: Vec<Ratio>,
-    /// What could not be measured.
+    /// What could not be measured, not even once.
     pub refused: Vec<Refused>,
     /// How `is_beyond_noise` was decided.
     pub noise_test: &'static str,
-    /// Whether it was interrupted; the round in which it was does not count.
+    /// Whether there are fewer rounds than asked for; one that was not complete does not count.
     pub partial: bool,
+    /// Why, in one sentence.
+    pub failure: Option<String>,
     /// Where it ran.
     pub environment: Environment,
 }
@@ -157,16 +155,18 @@ pub struct Refused {
     pub error: String,
 }
 
-/// Compares. When `stop` is set, the report is of the rounds that were complete.
+/// Compares. When `stop` is set, the report is of the rounds that were complete. A candidate that fails is measured once more;
+/// when it fails again in a later round it has as many rounds as were complete, and the others go on.
 ///
 /// # Errors
 /// A sentence that names options that contradict, or why fewer than two candidates could be measured.
 pub fn compare(options: &CompareOptions, stop: &AtomicBool) -> anyhow::Result<CompareReport> {
     let medium = check(options)?;
+    // The same for all, whatever they go through: a trace is read, and what does not go together is refused.
+    let run = &options.run.options.settled()?.0;
     let environment = Environment::look(SystemTime::now());
     let cpus = Cpus::assign(1, 1)?;
     let mut drawn = Drawn::default();
-    let run = &options.run.options;
     rounds(options, medium, environment, stop, |candidate| match (medium, candidate) {
         (Medium::Cable, _) => {
             // A new cable each time, as in `wire`.
@@ -252,7 +252,9 @@ fn rounds(
     let rounds = usize::from(options.rounds);
     let mut left: Vec<(WirePort, Vec<Report>)> =
         options.candidates.iter().map(|&of| (of, Vec::new())).collect();
-    let mut refused = Vec::new();
+    // Those that failed after some rounds, and those that did at once.
+    let (mut failed, mut refused) = (Vec::new(), Vec::new());
+    let (mut complete, mut failures) = (rounds, Vec::new());
     'rounds: for round in 0..rounds {
         let (later, sooner) = options.candidates.split_at(round % options.candidates.len());
         for &candidate in sooner.iter().chain(later) {
@@ -265,48 +267,61 @@ fn rounds(
                 }
             };
             tell(format!("round {} of {rounds}: {}{more}", round + 1, candidate.name()));
-            let result = run(candidate);
+            let mut result = run(candidate);
+            if let (Err(error), false) = (&result, stop.load(Ordering::Relaxed)) {
+                tell(format!("{} is measured once more: {error:#}", candidate.name()));
+                result = run(candidate);
+            }
             if stop.load(Ordering::Relaxed) {
+                anyhow::ensure!(round > 0, "interrupted before the first round was complete");
+                complete = round;
+                failures.push(format!("interrupted after {round} of {rounds} rounds"));
                 break 'rounds;
             }
             done += 1;
-            match result {
-                Ok(report) => left[index].1.push(report),
-                Err(error) => {
-                    let error = match round {
-                        0 => format!("{error:#}"),
-                        _ => format!("in round {}: {error:#}", round + 1),
-                    };
-                    refused.push(Refused { name: candidate.name(), error });
-                    left.remove(index);
-                    ensure_two(&left, &refused, options.baseline)?;
+            let error = match result {
+                Ok(report) => {
+                    left[index].1.push(report);
+                    continue;
                 }
+                Err(error) => error,
+            };
+            let name = candidate.name();
+            let (_, reports) = left.remove(index);
+            if round == 0 {
+                refused.push(Refused { name, error: format!("{error:#}") });
+                ensure_two(&left, &refused, options.baseline)?;
+                continue;
+            }
+            failures.push(format!("{name} failed in round {}, twice: {error:#}", round + 1));
+            failed.push((candidate, reports));
+            if ensure_two(&left, &[], options.baseline).is_err() {
+                complete = round;
+                break 'rounds;
             }
         }
     }
-    let complete = left.iter().map(|(_, reports)| reports.len()).min().unwrap_or(0);
-    anyhow::ensure!(complete > 0, "interrupted before the first round was complete");
-    let partial = complete < rounds;
+    left.extend(failed);
+    left.sort_by_key(|(of, _)| options.candidates.iter().position(|candidate| candidate == of));
     let candidates: Vec<_> = left
         .into_iter()
-        .map(|(port, mut reports)| {
+        .filter_map(|(port, mut reports)| {
             reports.truncate(complete);
             candidate(port.name(), reports)
         })
         .collect();
+    let counts = candidates.iter().map(|candidate| candidate.rounds_ops_per_sec.len());
     let baseline = options.baseline.map(WirePort::name);
-    let ratios = ratios(&candidates, baseline);
-    let noise_test = NOISE_TEST;
-    let kind = CompareKind::Compare;
     Ok(CompareReport {
-        kind,
+        kind: CompareKind::Compare,
         medium,
-        rounds: complete,
+        rounds: counts.min().unwrap_or(0),
+        ratios: ratios(&candidates, baseline),
         candidates,
-        ratios,
         refused,
-        noise_test,
-        partial,
+        noise_test: NOISE_TEST,
+        partial: !failures.is_empty(),
+        failure: (!failures.is_empty()).then(|| failures.join("; ")),
         environment,
     })
 }
@@ -333,19 +348,19 @@ fn ensure_two(
     Ok(())
 }
 
-/// What rounds of one candidate, at least one, come to.
-fn candidate(name: &'static str, mut reports: Vec<Report>) -> Candidate {
+/// What rounds of one candidate come to; `None` without any.
+fn candidate(name: &'static str, reports: Vec<Report>) -> Option<Candidate> {
     let rounds_ops_per_sec: Vec<_> = reports.iter().map(|report| report.ops_per_sec).collect();
     let wrong_values =
         reports.iter().filter_map(|report| report.wrong_values).reduce(|one, other| one + other);
     let violated = reports.iter().filter_map(|report| report.check.clone());
     let violated = violated.max_by_key(|check| check.violations).filter(|check| check.violations > 0);
-    reports.sort_by(|one, other| one.ops_per_sec.total_cmp(&other.ops_per_sec));
-    let (min, max) = (reports[0].ops_per_sec, reports[reports.len() - 1].ops_per_sec);
-    let mut report = reports.swap_remove((reports.len() - 1) / 2);
+    let min = rounds_ops_per_sec.iter().copied().reduce(f64::min)?;
+    let max = rounds_ops_per_sec.iter().copied().reduce(f64::max)?;
+    let mut report = middle(reports, |report| report.ops_per_sec)?;
     report.wrong_values = wrong_values;
     report.check = violated.or(report.check);
-    Candidate { name, ops_per_sec: median(&rounds_ops_per_sec), rounds_ops_per_sec, min, max, report }
+    Some(Candidate { name, ops_per_sec: median(&rounds_ops_per_sec)?, rounds_ops_per_sec, min, max, report })
 }
 
 /// Each to the baseline, by default the last one.
@@ -353,23 +368,25 @@ fn ratios(candidates: &[Candidate], baseline: Option<&str>) -> Vec<Ratio> {
     let named = candidates.iter().find(|candidate| Some(candidate.name) == baseline);
     let Some(to) = named.or_else(|| candidates.last()) else { return Vec::new() };
     let others = candidates.iter().filter(|of| of.name != to.name);
-    others.map(|of| ratio((of.name, &of.rounds_ops_per_sec), (to.name, &to.rounds_ops_per_sec))).collect()
+    others
+        .filter_map(|of| ratio((of.name, &of.rounds_ops_per_sec), (to.name, &to.rounds_ops_per_sec)))
+        .collect()
 }
 
-/// The ratio of rounds that were measured together.
-fn ratio((of, ones): (&'static str, &[f64]), (to, others): (&'static str, &[f64])) -> Ratio {
+/// The ratio of rounds that were measured together: as many as both have. `None` when there is none.
+fn ratio((of, ones): (&'static str, &[f64]), (to, others): (&'static str, &[f64])) -> Option<Ratio> {
     let ratios: Vec<f64> =
         ones.iter().zip(others).map(|(one, other)| one / other.max(f64::MIN_POSITIVE)).collect();
     let confidence = confidence(&ratios);
-    Ratio {
+    Some(Ratio {
         of,
         to,
-        ratio: median(&ratios),
+        ratio: median(&ratios)?,
         min: ratios.iter().copied().fold(f64::INFINITY, f64::min),
         max: ratios.iter().copied().fold(0.0, f64::max),
         confidence,
         is_beyond_noise: confidence.is_some_and(|[low, high]| low > 1.0 || high < 1.0),
-    }
+    })
 }
 
 /// The 95 % confidence interval of the geometric mean of ratios, when there are enough of them.
@@ -382,15 +399,8 @@ fn confidence(ratios: &[f64]) -> Option<[f64; 2]> {
     let logs: Vec<f64> = ratios.iter().map(|ratio| ratio.ln()).collect();
     let mean = logs.iter().sum::<f64>() / count as f64;
     let variance = logs.iter().map(|log| (log - mean).powi(2)).sum::<f64>() / (count - 1) as f64;
-    let t = STUDENT_T[(count - 2).min(STUDENT_T.len() - 1)];
-    let half = t * (variance / count as f64).sqrt();
+    let half = t((count - 1) as f64) * (variance / count as f64).sqrt();
     Some([(mean - half).exp(), (mean + half).exp()])
-}
-
-fn median(values: &[f64]) -> f64 {
-    let mut sorted = values.to_vec();
-    sorted.sort_by(f64::total_cmp);
-    (sorted[(sorted.len() - 1) / 2] + sorted[sorted.len() / 2]) / 2.0
 }
 
 /// A line for each candidate, with its ratio to the baseline, and below what that means. Ends without a line feed.
@@ -412,15 +422,18 @@ pub fn compare_table(report: &CompareReport) -> String {
         };
         let noise = match ratio {
             Some(ratio) if ratio.is_beyond_noise => "beyond noise",
-            Some(_) => "within noise",
+            Some(Ratio { confidence: Some(_), .. }) => "within noise",
+            Some(_) => "too few rounds to tell",
             None => "",
         };
         let figures = mega.into_iter().chain(us).chain(ratios).map(number);
         table.add_row([Cell::new(candidate.name)].into_iter().chain(figures).chain([Cell::new(noise)]));
     }
     let rounds = report.rounds;
+    let most = report.candidates.iter().map(|candidate| candidate.rounds_ops_per_sec.len()).max();
+    let most = most.filter(|most| *most > rounds).map_or_else(String::new, |most| format!(" to {most}"));
     let mut text = format!("{}\n\n", table.trim_fmt());
-    text += &format!("medians of {rounds} rounds over {}; ", report.medium.name());
+    text += &format!("medians of {rounds}{most} rounds over {}; ", report.medium.name());
     text += &if rounds < ROUNDS_MIN {
         format!(
             "{rounds} rounds are too few to tell a difference from noise, give --rounds {ROUNDS_MIN} or more"
@@ -430,6 +443,9 @@ pub fn compare_table(report: &CompareReport) -> String {
     };
     for Refused { name, error } in &report.refused {
         text += &format!("\n{name} was not measured: {error}");
+    }
+    if let Some(failure) = &report.failure {
+        text += &format!("\npartial: {failure}");
     }
     text
 }
@@ -513,33 +529,25 @@ pub(crate) mod tests {
         }
     }
 
-    /// Goal: what cannot be measured is told, also when it happens late, and the others are compared. Method: one that is
-    /// refused at once, one in the second round; and too few left.
+    /// Goal: what cannot be measured is told, and the others are compared. Method: one that is refused; and too few left.
     #[test]
     fn the_refused_are_told() {
         let stop = AtomicBool::new(false);
-        let mut count = 0;
-        let report = compared("udp tcp packet xdp --rounds 2", &stop, |of| {
-            count += 1;
-            match of {
-                WirePort::Xdp => anyhow::bail!("no privilege"),
-                WirePort::Packet if count > 5 => anyhow::bail!("too busy"),
-                _ => Ok(speed(1e6)),
-            }
+        let report = compared("udp tcp packet xdp --rounds 2", &stop, |of| match of {
+            WirePort::Xdp => anyhow::bail!("no privilege"),
+            _ => Ok(speed(1e6)),
         })
         .unwrap();
-        let refused = |name, error: &str| Refused { name, error: error.to_owned() };
-        assert_eq!(
-            report.refused,
-            [refused("xdp", "no privilege"), refused("packet", "in round 2: too busy")]
-        );
-        assert_eq!(report.medium, Medium::Cable);
-        assert_eq!((report.ratios.len(), report.ratios[0].to), (1, "tcp"));
+        assert_eq!(report.refused, [Refused { name: "xdp", error: "no privilege".to_owned() }]);
+        assert_eq!((report.medium, report.partial), (Medium::Cable, false));
+        assert_eq!((report.ratios.len(), report.ratios[0].to), (2, "packet"));
         assert!(!report.ratios[0].is_beyond_noise && report.ratios[0].confidence.is_none());
         let table = compare_table(&report);
-        for words in ["xdp was not measured: no privilege", "too few", "virtual cables"] {
+        let told = ["xdp was not measured: no privilege", "too few rounds to tell", "2 rounds are too few"];
+        for words in told.into_iter().chain(["virtual cables"]) {
             assert!(table.contains(words), "{words}: {table}");
         }
+        assert!(!table.contains("within noise"), "{table}");
         let fail = |words: &str| {
             compared(words, &stop, |of| match of {
                 WirePort::Xdp => anyhow::bail!("no privilege"),
@@ -552,6 +560,45 @@ pub(crate) mod tests {
         assert_eq!(error, "there are not two transports left to compare; udp, packet: no root");
         let error = fail("udp tcp xdp --baseline xdp").unwrap_err().to_string();
         assert_eq!(error, "the baseline could not be measured; xdp: no privilege");
+    }
+
+    /// Goal: a late failure costs no round when it does not come again, and otherwise only those of the candidate that failed.
+    /// Method: one that fails once, one that fails for good in its third round, and the same with one of two.
+    #[test]
+    fn late_failures_cost_little() {
+        let stop = AtomicBool::new(false);
+        let failing = |words: &str, failures: usize| {
+            let (mut runs, mut failed) = (0, 0);
+            compared(words, &stop, |of| {
+                if of == WirePort::Tcp {
+                    runs += 1;
+                    if runs > 2 && failed < failures {
+                        failed += 1;
+                        anyhow::bail!("a port was lost");
+                    }
+                }
+                Ok(speed(1e6))
+            })
+        };
+        let counts = |report: &CompareReport| -> Vec<usize> {
+            report.candidates.iter().map(|candidate| candidate.rounds_ops_per_sec.len()).collect()
+        };
+        let once = failing("udp tcp udp-plain --rounds 4 --baseline udp", 1).unwrap();
+        assert_eq!((counts(&once), once.partial, once.failure), (vec![4, 4, 4], false, None));
+        let twice = failing("udp tcp udp-plain --rounds 4 --baseline udp", 2).unwrap();
+        assert_eq!((counts(&twice), twice.rounds, twice.partial), (vec![4, 2, 4], 2, true));
+        assert!(twice.refused.is_empty());
+        let confidences: Vec<_> = twice.ratios.iter().map(|ratio| ratio.confidence.is_some()).collect();
+        assert_eq!(confidences, [false, true], "each has the rounds that both have");
+        let failure = "tcp failed in round 3, twice: a port was lost";
+        assert_eq!(twice.failure.as_deref(), Some(failure));
+        let table = compare_table(&twice);
+        assert!(table.contains("medians of 2 to 4 rounds") && table.ends_with(failure), "{table}");
+        for words in ["udp tcp --rounds 4", "udp tcp udp-plain --rounds 4 --baseline tcp"] {
+            let ended = failing(words, 2).unwrap();
+            assert!(counts(&ended).iter().all(|count| *count == 2), "{words}: {:?}", counts(&ended));
+            assert_eq!((ended.partial, ended.failure.as_deref()), (true, Some(failure)));
+        }
     }
 
     /// Goal: of an interrupted comparison the complete rounds count. Method: stop in the second round, and in the first.
@@ -581,7 +628,7 @@ pub(crate) mod tests {
         let mut reports = [1e6, 2e6, 3e6].map(speed).to_vec();
         reports[0].wrong_values = Some(2);
         reports[2].check = Some(CheckReport { violations: 5, ..CheckReport::default() });
-        let candidate = candidate("udp", reports);
+        let candidate = candidate("udp", reports).unwrap();
         assert_eq!((candidate.ops_per_sec, candidate.report.wrong_values), (2e6, Some(2)));
         assert_eq!(candidate.report.check.unwrap().violations, 5);
     }
@@ -601,7 +648,7 @@ pub(crate) mod tests {
                 };
                 let (ones, others): (Vec<_>, Vec<_>) =
                     (0..rounds).map(|_| (noisy(true_ratio * 1e6), noisy(1e6))).unzip();
-                ratio(("a", &ones), ("b", &others)).is_beyond_noise
+                ratio(("a", &ones), ("b", &others)).unwrap().is_beyond_noise
             });
             found.count() as f64 / 2_000.0
         };

@@ -168,13 +168,10 @@ fn show_compare(options: &CompareOptions, stop: &AtomicBool) -> anyhow::Result<V
         let other = check(&candidate.report)?;
         anyhow::Ok(if verdict == Verdict::Right { other } else { verdict })
     })?;
-    anyhow::ensure!(
-        verdict == Verdict::Violated || !report.partial,
-        "interrupted after {} of {} rounds",
-        report.rounds,
-        options.rounds
-    );
-    Ok(verdict)
+    match &report.failure {
+        Some(failure) if verdict == Verdict::Right => anyhow::bail!("{failure}"),
+        _ => Ok(verdict),
+    }
 }
 
 /// Shows all trials; it is an error when no rate was found.

@@ -156,7 +156,7 @@ fn relative_to(base: f64, difference: f64, half_width: f64) -> Option<Difference
 }
 
 /// The quantile 0.975 of Student's t with so many degrees of freedom, of which there is one at least.
-fn t(freedom: f64) -> f64 {
+pub(crate) fn t(freedom: f64) -> f64 {
     let freedom = if freedom.is_finite() { freedom.max(1.0) } else { 1.0 };
     StudentsT::new(0.0, 1.0, freedom).map_or(f64::INFINITY, |law| law.inverse_cdf(0.975))
 }
