@@ -1,11 +1,13 @@
 //! One run for each point of one or two axes: any options of a run, each with several values.
 //!
-//! Everything that can be wrong with a point's options is found before the first is measured. A sweep that is kept has its
+//! Everything that can be wrong with a point's options, and with the traces and servers that they name, is found before the first
+//! is measured. A sweep that is kept has its
 //! folder from the beginning, and the result in it is replaced as a whole after every run, so that whatever ends the program
 //! leaves what was measured until then: `--resume` measures the rest. A point that fails is told with the reason, and the
 //! others are measured all the same.
 
 use std::{
+    collections::HashSet,
     fs,
     path::{Path, PathBuf},
     str::FromStr,
@@ -20,11 +22,13 @@ use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
 use crate::{
+    median::middle,
     options::RunOptions,
     output::{Environment, number, plain_table, shown},
     repeated::{TypedRun, about, name_of, run_whole, tell, word, wrong},
     results::{self, Kept},
     run::Drawn,
+    workload::TraceFile,
 };
 
 /// Points of a sweep at most: at five seconds each that is more than half an hour.
@@ -124,8 +128,7 @@ impl SweepPoint {
     fn add(&mut self, run: Value, repeats: u8) {
         self.rounds_ops_per_sec.push(ops_per_sec(&run));
         self.runs.push(run);
-        self.runs.sort_by(|one, other| ops_per_sec(one).total_cmp(&ops_per_sec(other)));
-        self.report = Some(self.runs[(self.runs.len() - 1) / 2].clone());
+        self.report = middle(self.runs.clone(), ops_per_sec);
         if self.rounds_ops_per_sec.len() >= repeats.into() {
             self.runs.clear();
         }
@@ -137,8 +140,18 @@ impl SweepPoint {
     }
 
     fn is_violated(&self) -> bool {
-        let violations = self.report.as_ref().and_then(|report| report.pointer("/check/violations"));
-        violations.and_then(Value::as_u64).is_some_and(|violations| violations > 0)
+        self.has("/check/violations")
+    }
+
+    /// Whether answers were wrong. That is a result, which another run does not undo.
+    fn is_wrong(&self) -> bool {
+        self.is_violated() || self.has("/wrong_values")
+    }
+
+    /// Whether this figure of the report is above 0.
+    fn has(&self, figure: &str) -> bool {
+        let count = self.report.as_ref().and_then(|report| report.pointer(figure));
+        count.and_then(Value::as_u64).is_some_and(|count| count > 0)
     }
 }
 
@@ -151,6 +164,10 @@ impl SweepReport {
     #[must_use]
     pub fn finished(&self) -> usize {
         self.points.iter().filter(|point| !point.lacks(self.repeats - 1)).count()
+    }
+
+    fn is_partial(&self) -> bool {
+        self.finished() < self.points.len()
     }
 
     /// Whether a check has found answers that no linearizable store gives.
@@ -195,16 +212,13 @@ pub fn sweep(options: &SweepOptions, command: &[String], stop: &AtomicBool) -> a
             let mut found = read(folder)?;
             agree(options, &found, folder)?;
             found.folder = Some(folder.clone());
-            // What failed may have been repaired.
-            let failed = found.points.iter_mut().filter(|point| point.error.is_some());
-            failed.for_each(|point| {
-                *point = SweepPoint { values: point.values.clone(), ..SweepPoint::default() }
-            });
+            try_again(&mut found);
             found
         }
         None => begin(options)?,
     };
     let points = plan(&report.axes, &report.options)?;
+    check_named(&report.axes, &points)?;
     if let (Some(name), None) = (&options.run.options.keep, &options.resume) {
         let root = results::root(options.run.options.results.as_deref());
         let environment = Environment::look(SystemTime::now());
@@ -264,20 +278,23 @@ fn measure(
             match result {
                 Ok((run, None)) => point.add(run, repeats),
                 Ok((run, Some(wrong))) => {
-                    *point = SweepPoint { report: Some(run), error: Some(wrong), ..take_values(point) };
+                    point.runs.clear();
+                    (point.report, point.error) = (Some(run), Some(wrong));
                 }
-                Err(error) => *point = SweepPoint { error: Some(format!("{error:#}")), ..take_values(point) },
+                // The runs before it were whole.
+                Err(error) => point.error = Some(format!("{error:#}")),
             }
-            report.partial = report.finished() < count;
             write(report)?;
         }
     }
-    report.partial = report.finished() < count;
     write(report)
 }
 
-fn take_values(point: &mut SweepPoint) -> SweepPoint {
-    SweepPoint { values: std::mem::take(&mut point.values), ..SweepPoint::default() }
+/// Lets points that failed be measured again, as that may have been repaired: what their earlier runs have shown is kept. A
+/// point whose answers were wrong stays as it was found.
+fn try_again(report: &mut SweepReport) {
+    report.points.iter_mut().filter(|point| !point.is_wrong()).for_each(|point| point.error = None);
+    report.partial = report.is_partial();
 }
 
 fn runs_left(point: &SweepPoint, repeats: u8) -> usize {
@@ -288,7 +305,9 @@ fn runs_left(point: &SweepPoint, repeats: u8) -> usize {
     }
 }
 
-fn write(report: &SweepReport) -> anyhow::Result<()> {
+/// Says whether points are missing, and replaces what is kept, if anything is.
+fn write(report: &mut SweepReport) -> anyhow::Result<()> {
+    report.partial = report.is_partial();
     match &report.folder {
         Some(folder) => Ok(results::replace(folder, report, report.partial)?),
         None => Ok(()),
@@ -359,6 +378,21 @@ fn plan(axes: &[Axis], common: &[String]) -> anyhow::Result<Vec<RunOptions>> {
         planned.push((values, options, shown));
     }
     Ok(planned.into_iter().map(|(_, options, _)| options).collect())
+}
+
+/// Checks what the points' options name: servers and traces. Each trace is read once for this.
+///
+/// # Errors
+/// What is wrong with one.
+fn check_named(axes: &[Axis], points: &[RunOptions]) -> anyhow::Result<()> {
+    let mut traces = HashSet::new();
+    for (options, values) in points.iter().zip(all_values(axes)?) {
+        let is_new = |trace: &&TraceFile| traces.insert(format!("{trace:?}"));
+        let read = options.trace.as_ref().filter(is_new).map_or(Ok(()), |trace| trace.loaded().map(drop));
+        let checked = read.and_then(|()| options.servers().map(drop));
+        checked.map_err(|error| anyhow::anyhow!("--over {}: {error:#}", label(axes, &values)))?;
+    }
+    Ok(())
 }
 
 /// A point's values with their options.
@@ -550,6 +584,7 @@ pub(crate) mod tests {
             ("--over theta=0.5,0.50", "--over: theta=0.5 and theta=0.50: the same"),
             ("--over batch=1 --over batch=2", "--over names batch twice"),
             ("--over batch=1 --over seed=2 --over window=3", "--over is given 3 times"),
+            ("--over workload=a,d --check", "--over workload=d: --check knows the records"),
             ("--over batch=1,2 --batch 3", "--batch is given for all runs, and --over varies it"),
             (&format!("--over records={}", many.join(",")), "--over has 401 points, at most 400 are allowed"),
         ] {
@@ -641,6 +676,56 @@ pub(crate) mod tests {
         let table = points_table(&report);
         println!("{table}");
         assert!(table.contains("failed") && table.ends_with("batch=2: no route\nbatch=3: not linearizable"));
+    }
+
+    /// Goal: what is resumed loses neither earlier runs of a point that failed nor a wrong answer, and is partial until it has all.
+    /// Method: three points, one of which fails in its second run and one of which is violated; then an interruption at once,
+    /// and the rest.
+    #[test]
+    fn what_was_found_survives_a_resumption() {
+        let (mut report, points) = begun("--over batch=1,2,3 --repeats 3").unwrap();
+        let folder = folder("");
+        report.folder = Some(folder.clone());
+        let never = AtomicBool::new(false);
+        let (mut runs, violated) = (0, json!({ "ops_per_sec": 7e6, "check": { "violations": 1 } }));
+        let measured = |index| match index {
+            0 => Ok((run(1e6), None)),
+            1 => {
+                runs += 1;
+                anyhow::ensure!(runs < 2, "no route");
+                Ok((run(4e6), None))
+            }
+            _ => Ok((violated.clone(), Some("not linearizable".to_owned()))),
+        };
+        measure(&mut report, &never, measured, &points).unwrap();
+        assert_eq!((report.partial, report.points[1].error.as_deref()), (false, Some("no route")));
+        assert_eq!(report.points[1].rounds_ops_per_sec, [4e6]);
+
+        let mut found = read(&folder).unwrap();
+        found.folder = Some(folder.clone());
+        try_again(&mut found);
+        let stop = AtomicBool::new(false);
+        let interrupted = |_| {
+            stop.store(true, Ordering::Relaxed);
+            anyhow::bail!("interrupted")
+        };
+        measure(&mut found, &stop, interrupted, &points).unwrap();
+        assert!(found.failure().unwrap().starts_with("interrupted when 2 of 3 points were measured"));
+        let mut found = read(&folder).unwrap();
+        assert!(found.partial && found.is_violated());
+        found.folder = Some(folder.clone());
+        try_again(&mut found);
+        let mut order = Vec::new();
+        let go_on = |index| {
+            order.push(index);
+            Ok((run(6e6), None))
+        };
+        measure(&mut found, &never, go_on, &points).unwrap();
+        assert_eq!((order, found.partial), (vec![1, 1], false));
+        assert_eq!(found.points[1].rounds_ops_per_sec, [4e6, 6e6, 6e6]);
+        assert_eq!((&found.points[2].report, found.is_violated()), (&Some(violated), true));
+        assert_eq!(found.failure().unwrap(), "1 of 3 points failed; batch=3: not linearizable");
+        fs::remove_dir_all(&folder).unwrap();
     }
 
     /// Goal: only what is a sweep is resumed, and only as it was begun. Method: other folders, damaged files, options that

@@ -686,7 +686,7 @@ impl LinerateResult {
         let mut report = middle(rounds, |report| report.ops_per_sec).expect("there is a round");
         report.wrong_values = wrong_values;
         let (server_cpu_pct, client_busy_pct) =
-            (report.server_cpu_pct.unwrap_or(0.0), report.client_busy_share * 100.0);
+            (report.server_cpu_pct.unwrap_or(0.0), report.client_busy_share.unwrap_or(0.0) * 100.0);
         Self {
             ops_per_sec: report.ops_per_sec,
             transport: options.transport.name(),
