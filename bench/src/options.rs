@@ -278,6 +278,9 @@ pub struct RunOptions {
     /// Seed of all random choices
     #[arg(long, default_value_t = 1)]
     pub seed: u64,
+    /// Which of several runs with the same operations it is: each draws anew when they are due and what gets lost.
+    #[arg(skip)]
+    pub trial: u64,
     /// Write the result as JSON to this file, - for standard output
     #[arg(long, value_name = "FILE")]
     pub json: Option<JsonTarget>,
@@ -595,8 +598,14 @@ impl RunOptions {
             loss: self.loss,
             duplication: self.dup,
             reordering: self.reorder,
-            seed: self.seed.wrapping_mul(0x9e37_79b9_7f4a_7c15).wrapping_add(number),
+            seed: self.trial_seed().wrapping_add(number),
         })
+    }
+
+    /// What is different in each trial is drawn from this.
+    const fn trial_seed(&self) -> u64 {
+        // Numbers of sessions, which have 16 bits, are put into the lower ones.
+        self.seed.wrapping_mul(0x9e37_79b9_7f4a_7c15).wrapping_add(self.trial << 16)
     }
 
     /// The UDP port of a session. With more than 16 sessions each has less memory, 512 KiB instead of 3 MiB.
@@ -691,7 +700,7 @@ impl RunOptions {
         let pace = self.rate.map(|rate| Pace {
             rate: rate * share,
             arrivals: self.arrivals(),
-            seed: self.seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) ^ u64::from(number),
+            seed: self.trial_seed() ^ u64::from(number),
         });
         LoadPlan {
             process: checker.map_or(0, Checker::process),

@@ -17,8 +17,8 @@ use serde_json::Value;
 
 const BENCH: &str = env!("CARGO_BIN_EXE_linerate-bench");
 
-/// What keeps a run short.
-const SHORT: &str = "--records 2000 --warmup 0 --duration 0.1 --verify";
+/// What keeps a run short, but long enough for both ends to get their turns beside other tests.
+const SHORT: &str = "--records 2000 --warmup 0 --duration 0.3 --verify";
 
 fn bench(arguments: &str) -> Output {
     Command::new(BENCH).args(arguments.split_whitespace()).output().unwrap()
@@ -103,7 +103,8 @@ fn a_sweep_measures_all_points() {
     }
     let output = bench(&format!("sweep --over verify=true,false {}", SHORT.replace("--verify", "")));
     let table = text(&output.stdout);
-    assert!(output.status.success() && table.contains("p99 in µs") && table.contains("false"), "{table}");
+    assert!(output.status.success(), "{}", text(&output.stderr));
+    assert!(table.contains("p99 in µs") && table.contains("false"), "{table}");
 }
 
 /// Goal: a point that fails does not keep the others from being measured. Method: a transport that loopback does not have.
@@ -212,7 +213,7 @@ fn a_trace_is_compared() {
     let place = Place::new();
     let rows: String = (0..200).map(|row| format!("{row},key{},5,100,1,get,0\n", row % 50)).collect();
     fs::write(place.0.join("trace.csv"), rows).unwrap();
-    let short = "--rounds 1 --warmup 0 --duration 0.1 --json -";
+    let short = "--rounds 1 --warmup 0 --duration 0.3 --json -";
     let output = place.run(&format!("compare udp udp-plain --trace trace.csv {short}"));
     assert!(output.status.success(), "{}", text(&output.stderr));
     let report: Value = serde_json::from_slice(&output.stdout).unwrap();
@@ -231,7 +232,7 @@ fn a_trace_is_compared() {
 #[test]
 fn rings_are_compared_on_cables() {
     // Who looks at the cable has to get a turn while it is used.
-    let longer = SHORT.replace("0.1", "0.5");
+    let longer = SHORT.replace("0.3", "0.5");
     let compare = || bench(&format!("compare udp tcp packet --rounds 1 {longer} --json -"));
     let mut output = compare();
     if !Namespace::is_available() {

@@ -3,8 +3,10 @@
 //! Runs are noisy, and near the limit a rate is kept in some of them. So a rate counts as kept when most of a few trials keep
 //! it, the interval between the highest rate kept and the lowest missed is halved until it is narrow, and then the rate that
 //! was found has to hold in trials of its own: those that led to it were selected for being good. It holds when, with 95 %
-//! confidence, a run keeps it more often than not. When it does not, the next lower one has to, in steps that grow: where
-//! runs differ much, many steps would be many chances to hold by luck.
+//! confidence, a run keeps it more often than not. When it does not, the next lower one has to, in steps that grow. Each such
+//! attempt is another chance to hold by luck. So the 5 % that luck may have are shared out among all attempts: three quarters to
+//! the first, and of the rest to the k-th the part 1 / (k (k − 1)), which add up to 1. A later attempt has as many more trials as its
+//! share asks for.
 
 use serde::Serialize;
 
@@ -23,8 +25,11 @@ const HIGHEST: f64 = 2.0;
 const UP: f64 = 1.5;
 const DOWN: f64 = 4.0;
 
-/// How sure it has to be that a rate is kept more often than not.
+/// How sure it has to be that the rate that holds is kept more often than not, with all attempts to find one.
 const LEVEL: f64 = 0.95;
+
+/// What the first attempt may have of the chance that is left to luck; five of five trials have 0.63 of it, seven of eight 0.7.
+const FIRST_PART: f64 = 0.75;
 
 /// How to search.
 #[derive(Clone, Copy, Debug)]
@@ -35,11 +40,11 @@ pub struct Plan {
     pub precision: f64,
     /// Trials of a rate at most, of which most count.
     pub repeats: u32,
-    /// Trials of the rate that was found, 5 or more: fewer can never be sure enough.
+    /// Trials of the rate that was found, 5 or more: fewer can never be sure enough. Later attempts may need more.
     pub confirmations: u32,
 }
 
-/// With fewer trials it can never be sure enough: 0.95 of confidence are left to chances of one half to the fifth.
+/// With fewer trials the first attempt can never be sure enough: one half to the fifth is less than its share, to the fourth more.
 pub(crate) const CONFIRMATIONS_MIN: u32 = 5;
 
 /// What a search has found.
@@ -58,8 +63,10 @@ pub struct Found {
 /// How sure it is that a rate is kept.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize)]
 pub struct Confidence {
-    /// With what confidence the bound is one.
+    /// With what confidence the bound is one, with all attempts.
     pub level: f64,
+    /// Rates that had to hold until one did.
+    pub attempts: u32,
     /// Trials of the rate, after it was found.
     pub trials: u32,
     /// Those that kept it.
@@ -70,7 +77,7 @@ pub struct Confidence {
 
 /// Searches; `measure` tries a rate, or is `None` to stop. All trials are added to `trials`.
 pub fn search(plan: &Plan, trials: &mut Vec<Trial>, measure: impl FnMut(f64) -> Option<Trial>) -> Found {
-    let mut search = Search { plan, trials, measure, found: Found::default() };
+    let mut search = Search { plan, trials, measure, kept: Vec::new(), found: Found::default() };
     search.found.is_complete = search.run().is_some();
     search.found
 }
@@ -80,7 +87,8 @@ impl Plan {
         whole(FIRST * self.throughput)
     }
 
-    fn highest(&self) -> f64 {
+    /// The highest rate that is tried.
+    pub(super) fn highest(&self) -> f64 {
         whole(HIGHEST * self.throughput)
     }
 }
@@ -94,6 +102,8 @@ struct Search<'a, M> {
     plan: &'a Plan,
     trials: &'a mut Vec<Trial>,
     measure: M,
+    /// Rates that most trials kept.
+    kept: Vec<f64>,
     found: Found,
 }
 
@@ -119,7 +129,12 @@ impl<M: FnMut(f64) -> Option<Trial>> Search<'_, M> {
             if self.is_kept(rate)? { kept += 1 } else { missed += 1 }
         }
         let is_kept = kept >= most;
-        *if is_kept { &mut self.found.lower } else { &mut self.found.upper } = Some(rate);
+        if is_kept {
+            self.kept.push(rate);
+            self.found.lower = Some(rate);
+        } else {
+            self.found.upper = Some(rate);
+        }
         Some(is_kept)
     }
 
@@ -150,32 +165,60 @@ impl<M: FnMut(f64) -> Option<Trial>> Search<'_, M> {
 
     /// Goes down from the rate that was found until one holds.
     fn confirm(&mut self) -> Option<()> {
+        let Some(mut rate) = self.found.lower else { return Some(()) };
         let mut step = self.plan.precision;
-        while let Some(rate) = self.found.lower {
-            if let Some(confidence) = self.holds(rate)? {
-                self.found.confidence = Some(confidence);
+        for attempt in 1.. {
+            if let Some(confidence) = self.holds(rate, attempt)? {
+                (self.found.lower, self.found.confidence) = (Some(rate), Some(confidence));
                 break;
             }
             self.found.upper = Some(rate);
-            self.found.lower = (rate > RATE_MIN).then(|| whole((rate / (1.0 + step)).floor()));
+            // The next one was not tried yet.
+            let lower = self.kept.iter().copied().filter(|kept| *kept < rate);
+            self.found.lower = lower.reduce(f64::max);
+            if rate <= RATE_MIN {
+                break;
+            }
+            rate = whole((rate / (1.0 + step)).floor());
             step += self.plan.precision;
         }
         Some(())
     }
 
     /// Whether a rate is kept more often than not, as far as can be known.
-    fn holds(&mut self, rate: f64) -> Option<Option<Confidence>> {
-        let (count, mut kept) = (self.plan.confirmations, 0);
+    fn holds(&mut self, rate: f64, attempt: u32) -> Option<Option<Confidence>> {
+        let level = attempt_level(attempt);
+        let (count, mut kept) = (attempt_trials(self.plan, attempt), 0);
         for trial in 0..count {
-            kept += u32::from(self.is_kept(rate)?);
+            if self.is_kept(rate)? {
+                kept += 1;
+                self.found.lower = Some(self.found.lower.map_or(rate, |lower| lower.max(rate)));
+            }
             let at_best = kept + count - trial - 1;
-            if probability_min(at_best, count, LEVEL) <= 0.5 {
+            if probability_min(at_best, count, level) <= 0.5 {
                 return Some(None);
             }
         }
-        let pass_probability_min = probability_min(kept, count, LEVEL);
-        Some(Some(Confidence { level: LEVEL, trials: count, kept, pass_probability_min }))
+        let pass_probability_min = probability_min(kept, count, level);
+        Some(Some(Confidence { level: LEVEL, attempts: attempt, trials: count, kept, pass_probability_min }))
     }
+}
+
+/// How sure an attempt has to be, of which the first is 1, so that all together are as sure as [`LEVEL`] says.
+fn attempt_level(attempt: u32) -> f64 {
+    let number = f64::from(attempt);
+    let part = if attempt == 1 { FIRST_PART } else { (1.0 - FIRST_PART) / (number * (number - 1.0)) };
+    1.0 - (1.0 - LEVEL) * part
+}
+
+/// Trials of an attempt: as many as were asked for, or as are needed for any result to be sure enough.
+fn attempt_trials(plan: &Plan, attempt: u32) -> u32 {
+    let level = attempt_level(attempt);
+    let mut count = plan.confirmations;
+    while probability_min(count, count, level) <= 0.5 {
+        count += 1;
+    }
+    count
 }
 
 /// The probability of success that, with so many successes in `count` trials, is too low only with a chance of
@@ -223,11 +266,12 @@ mod tests {
         let down = (plan.first() / RATE_MIN).log(DOWN).ceil() as u32 + 1;
         let up = (HIGHEST / FIRST).log(UP).ceil() as u32 + 1;
         let halvings = (DOWN.ln() / plan.precision.ln_1p()).log2().ceil().max(0.0) as u32 + 1;
-        let (mut rate, mut step, mut holds) = (plan.highest(), plan.precision, 2);
+        let (mut rate, mut step, mut attempts) = (plan.highest(), plan.precision, 2);
         while rate > RATE_MIN {
-            (rate, step, holds) = (rate / (1.0 + step), step + plan.precision, holds + 1);
+            (rate, step, attempts) = (rate / (1.0 + step), step + plan.precision, attempts + 1);
         }
-        (down.max(up) + halvings) * plan.repeats + holds * plan.confirmations
+        let confirmations = (1..=attempts).map(|attempt| attempt_trials(plan, attempt)).sum::<u32>();
+        (down.max(up) + halvings) * plan.repeats + confirmations
     }
 
     /// Searches in a system that keeps a rate or not; the number of trials is bounded.
@@ -302,8 +346,9 @@ mod tests {
             rounds += 1;
             assert!(rate > 0.6 * half && rate < 1.1 * half, "case {case}: {rate} instead of {half}");
         }
-        // Rates above are those that half of the runs miss; five of five pass there by luck only.
-        assert!(optimistic * 5 <= rounds, "{optimistic} of {rounds}");
+        // Rates above are those that half of the runs miss: they hold by luck only, in 5 % of all searches at most, with four
+        // standard deviations of 200 searches.
+        assert!(optimistic * 8 <= rounds, "{optimistic} of {rounds}");
     }
 
     /// Goal: noise without any law does not keep the search from ending. Method: runs that are kept by a coin, whatever the
@@ -345,23 +390,47 @@ mod tests {
         assert!(found.upper.unwrap() > 2e6 && trials.len() < 60, "{found:?} {}", trials.len());
     }
 
-    /// Goal: what is known when a search is stopped is told as that. Method: stop after each number of trials.
+    /// Goal: what is known when a search is stopped is told as that, and never a rate that was not tried. Method: stop after each
+    /// number of trials, in a system that is always alike and in one that becomes slower while rates have to hold.
     #[test]
     fn a_stopped_search_tells_what_it_knows() {
-        let (_, all) = find(&PLAN, |rate| rate <= 3e6);
-        for count in 0..all.len() {
-            let mut trials = Vec::new();
-            let mut left = count;
-            let found = search(&PLAN, &mut trials, |rate| {
-                left = left.checked_sub(1)?;
-                Some(trial(rate, rate <= 3e6))
+        for limit_later in [3e6, 1e6] {
+            let keeps = |count: usize, rate: f64| rate <= if count < 17 { 3e6 } else { limit_later };
+            let mut count = 0;
+            let (_, all) = find(&PLAN, |rate| {
+                count += 1;
+                keeps(count - 1, rate)
             });
-            assert_eq!(trials[..], all[..count]);
-            assert!(!found.is_complete && found.confidence.is_none());
-            assert!(
-                found.lower.is_none_or(|lower| lower <= 3e6) && found.upper.is_none_or(|upper| upper > 3e6)
-            );
+            for count in 0..all.len() {
+                let mut trials = Vec::new();
+                let mut left = 0..count;
+                let found = search(&PLAN, &mut trials, |rate| {
+                    let number = left.next()?;
+                    Some(trial(rate, keeps(number, rate)))
+                });
+                assert_eq!(trials[..], all[..count]);
+                assert!(!found.is_complete && found.confidence.is_none());
+                let was = |rate, kept| trials.iter().any(|trial| trial.rate == rate && trial.kept == kept);
+                assert!(found.lower.is_none_or(|lower| was(lower, true)), "{found:?}");
+                assert!(found.upper.is_none_or(|upper| was(upper, false)), "{found:?}");
+                assert!(found.lower.zip(found.upper).is_none_or(|(lower, upper)| lower < upper), "{found:?}");
+            }
         }
+    }
+
+    /// Goal: many attempts are no more sure to hold by luck than one. Method: the sum of what each may have, and the
+    /// probability that coins give it.
+    #[test]
+    fn attempts_share_the_chance_of_luck() {
+        let mut luck = 0.0;
+        for attempt in 1..=200 {
+            let count = attempt_trials(&PLAN, attempt);
+            let needed = (0..=count).find(|kept| probability_min(*kept, count, attempt_level(attempt)) > 0.5);
+            luck += at_least(needed.unwrap(), count, 0.5);
+        }
+        assert!(luck < 1.0 - LEVEL, "{luck}");
+        let counts = [1, 2, 3, 10].map(|attempt| attempt_trials(&PLAN, attempt));
+        assert_eq!(counts, [5, 8, 9, 13]);
     }
 
     /// Goal: the bound is that of Clopper and Pearson. Method: all successes, where it is a root, and values from the
@@ -379,7 +448,8 @@ mod tests {
             let bound = probability_min(successes, count, 0.95);
             assert!((at_least(successes, count, bound) - 0.05).abs() < 1e-9, "{successes} of {count}");
         }
-        assert!(probability_min(CONFIRMATIONS_MIN, CONFIRMATIONS_MIN, LEVEL) > 0.5);
-        assert!(probability_min(CONFIRMATIONS_MIN - 1, CONFIRMATIONS_MIN - 1, LEVEL) < 0.5);
+        let level = attempt_level(1);
+        assert!(probability_min(CONFIRMATIONS_MIN, CONFIRMATIONS_MIN, level) > 0.5);
+        assert!(probability_min(CONFIRMATIONS_MIN - 1, CONFIRMATIONS_MIN - 1, level) < 0.5);
     }
 }

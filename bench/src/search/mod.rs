@@ -17,9 +17,10 @@ use serde::Serialize;
 
 use self::{
     bisect::{CONFIRMATIONS_MIN, Confidence, Found, Plan, RATE_MIN, search as bisect},
-    slo::{Objective, Trial, by_chance, share},
+    slo::{Objective, Trial, achieved, by_chance, share},
 };
 use crate::{
+    median::middle,
     options::RunOptions,
     output::{Environment, Report, number, plain_table, shown},
     repeated::{TypedRun, run_whole, tell, wrong},
@@ -36,7 +37,7 @@ pub struct SearchOptions {
     /// times, or not at all for a limit by loss alone
     #[arg(long, value_name = "QUANTILE=TIME")]
     pub slo: Vec<Objective>,
-    /// What may be lost per operation: datagrams at full receive queues, operations not executed or of unknown outcome
+    /// What may be lost per operation: datagrams at any layer, operations not executed, not sent or of unknown outcome
     #[arg(long, value_name = "SHARE", default_value = "0", value_parser = share)]
     pub max_loss: f64,
     /// How close the highest rate kept and the lowest missed have to be, 0.001 to 1, or in %
@@ -45,7 +46,7 @@ pub struct SearchOptions {
     /// Trials of a rate at most, of which most decide, 1 to 99
     #[arg(long, default_value_t = 3, value_parser = clap::value_parser!(u8).range(1..=99))]
     pub repeats: u8,
-    /// Trials that the rate found has to hold in afterwards, 5 to 99
+    /// Trials that the rate found has to hold in afterwards, 5 to 99; more when it does not and a lower one has to
     #[arg(long, default_value_t = 5, value_parser = clap::value_parser!(u8).range(i64::from(CONFIRMATIONS_MIN)..=99))]
     pub confirmations: u8,
     /// The runs, of 2 seconds unless --duration says something else.
@@ -72,12 +73,16 @@ pub struct SearchReport {
     pub closed_loop_ops_per_sec: f64,
     /// The highest rate that held; `None` when none did.
     pub rate: Option<f64>,
-    /// Operations per second answered at that rate.
+    /// Operations per second answered at that rate, counted as the rate counts them.
     pub ops_per_sec: Option<f64>,
     /// The highest rate kept so far; at the end that which held.
     pub lower: Option<f64>,
     /// The lowest rate missed above it; `None` when all were kept.
     pub upper: Option<f64>,
+    /// The highest rate that is tried: twice the closed loop's throughput.
+    pub highest_rate: f64,
+    /// Whether even that was kept, so that `rate` is where the search ends, and the system may be able to do more.
+    pub is_highest_rate: bool,
     /// How sure it is that a run keeps the rate.
     pub confidence: Option<Confidence>,
     /// All runs but the closed loop, in their order.
@@ -86,11 +91,10 @@ pub struct SearchReport {
     pub report: Option<Report>,
     /// Whether it was ended before there was a result.
     pub partial: bool,
+    /// Why it was, in one sentence.
+    pub failure: Option<String>,
     /// Where it ran.
     pub environment: Environment,
-    /// Why it was ended.
-    #[serde(skip)]
-    ended: Option<String>,
 }
 
 /// What kind of result it is.
@@ -110,7 +114,7 @@ impl SearchReport {
                 (None, Some(upper)) => format!("{} op/s were missed", shown(Some(upper), 0)),
                 (None, None) => "nothing is known yet".to_owned(),
             };
-            let ended = self.ended.as_deref().unwrap_or("interrupted");
+            let ended = self.failure.as_deref().unwrap_or("interrupted");
             return Some(format!("{ended} (after {} trials; {known})", self.trials.len()));
         }
         if self.rate.is_some() {
@@ -143,18 +147,18 @@ fn search_with(
     let closed = run(&RunOptions { rate: None, arrivals: None, ..base.clone() })?;
     check_stop(stop)?;
     if let Some(wrong) = wrong(&closed) {
-        let ended = format!("in the closed loop that comes first {wrong}");
+        let failure = format!("in the closed loop that comes first {wrong}");
         let report =
-            SearchReport { ended: Some(ended), report: Some(closed), ..nothing(options, environment) };
+            SearchReport { failure: Some(failure), report: Some(closed), ..nothing(options, environment) };
         return Ok(report);
     }
     let plan = Plan {
-        throughput: closed.ops_per_sec + closed.coalesced_per_sec.unwrap_or(0.0),
+        throughput: achieved(&closed),
         precision: options.precision,
         repeats: options.repeats.into(),
         confirmations: options.confirmations.into(),
     };
-    let mut ended = None;
+    let mut failure = None;
     // The runs of the rate that was tried last: those of the rate that held at the end.
     let mut kept: Vec<(f64, Report)> = Vec::new();
     let (mut trials, mut count) = (Vec::new(), 0_u32);
@@ -162,19 +166,21 @@ fn search_with(
     let found = bisect(&plan, &mut trials, |rate| {
         count += 1;
         tell(format!("trial {count}: {} op/s", shown(Some(rate), 0)));
-        let result = run(&RunOptions { rate: Some(rate), ..base.clone() });
+        // The operations stay the same, but when they are due does not: one schedule may be a lucky one.
+        let result = run(&RunOptions { rate: Some(rate), trial: count.into(), ..base.clone() });
         if stop.load(Ordering::Relaxed) {
+            failure = Some("interrupted".to_owned());
             return None;
         }
         let report = match result {
             Ok(report) => report,
             Err(error) => {
-                ended = Some(format!("a run at {rate} op/s failed: {error:#}"));
+                failure = Some(format!("a run at {rate} op/s failed: {error:#}"));
                 return None;
             }
         };
         if let Some(wrong) = wrong(&report) {
-            ended = Some(format!("at {rate} op/s {wrong}"));
+            failure = Some(format!("at {rate} op/s {wrong}"));
             broken = Some(report);
             return None;
         }
@@ -185,22 +191,23 @@ fn search_with(
         }
         Some(trial)
     });
-    kept.sort_by(|(_, one), (_, other)| one.ops_per_sec.total_cmp(&other.ops_per_sec));
     let Found { lower, upper, confidence, is_complete } = found;
     let rate = lower.filter(|_| confidence.is_some());
-    let median = (!kept.is_empty()).then(|| kept.swap_remove((kept.len() - 1) / 2).1);
-    let best = median.filter(|_| rate.is_some());
+    let best = middle(kept, |(_, report)| report.ops_per_sec).map(|(_, report)| report);
+    let best = best.filter(|_| rate.is_some());
     Ok(SearchReport {
         closed_loop_ops_per_sec: plan.throughput,
         rate,
-        ops_per_sec: best.as_ref().map(|best| best.ops_per_sec + best.coalesced_per_sec.unwrap_or(0.0)),
+        ops_per_sec: best.as_ref().map(achieved),
         lower,
         upper,
+        highest_rate: plan.highest(),
+        is_highest_rate: rate == Some(plan.highest()),
         confidence,
         trials,
         report: broken.or(best),
         partial: !is_complete,
-        ended,
+        failure,
         ..nothing(options, environment)
     })
 }
@@ -217,12 +224,14 @@ fn nothing(options: &SearchOptions, environment: Environment) -> SearchReport {
         ops_per_sec: None,
         lower: None,
         upper: None,
+        highest_rate: 0.0,
+        is_highest_rate: false,
         confidence: None,
         trials: Vec::new(),
         report: None,
         partial: true,
+        failure: None,
         environment,
-        ended: None,
     }
 }
 
@@ -278,6 +287,10 @@ pub fn search_table(report: &SearchReport) -> String {
     };
     text += &match report.upper {
         Some(upper) => format!("\n{} op/s was missed", shown(Some(upper), 0)),
+        None if report.is_highest_rate => format!(
+            "\nthe search ends at {} op/s: the system may be able to do more",
+            shown(Some(report.highest_rate), 0)
+        ),
         None => "\nno rate that was tried was missed".to_owned(),
     };
     text += &format!("; a closed loop has {} op/s", shown(Some(report.closed_loop_ops_per_sec), 0));
@@ -286,6 +299,8 @@ pub fn search_table(report: &SearchReport) -> String {
 
 #[cfg(test)]
 pub(crate) mod tests {
+    use std::collections::HashSet;
+
     use clap::Parser;
 
     use super::*;
@@ -322,13 +337,15 @@ pub(crate) mod tests {
     #[test]
     fn a_search_is_reported() {
         let stop = AtomicBool::new(false);
-        let mut durations = Vec::new();
+        let (mut durations, mut schedules) = (Vec::new(), HashSet::new());
         let report = search_with(&typed("--slo p99=500us --precision 1% --seed 3"), &stop, |run| {
             durations.push((run.duration, run.seed));
+            schedules.insert(run.plan(1, 1, false, None).pace.map(|pace| pace.seed));
             Ok(queue(run))
         })
         .unwrap();
         assert!(durations.iter().all(|of| *of == (2.0, 3)));
+        assert_eq!(schedules.len(), durations.len(), "each trial has another schedule");
         let (rate, limit) = (report.rate.unwrap(), 1.8e6);
         assert!(rate <= limit && rate > 0.99 * limit, "{rate}");
         assert_eq!(
@@ -345,6 +362,18 @@ pub(crate) mod tests {
         let table = search_table(&report);
         println!("{table}");
         assert!(table.contains("keeps p99 ≤ 500 µs, loss ≤ 0; 5 of 5 runs kept it"), "{table}");
+        assert!(!report.is_highest_rate && value["failure"].is_null());
+        let endless = search_with(&typed(""), &stop, |run| {
+            let ops_per_sec = run.rate.unwrap_or(1e6);
+            Ok(Report { ops_per_sec, ..queue(run) })
+        })
+        .unwrap();
+        assert_eq!((endless.rate, endless.upper, endless.is_highest_rate), (Some(2e6), None, true));
+        let table = search_table(&endless);
+        assert!(
+            table.contains("the search ends at 2,000,000 op/s: the system may be able to do more"),
+            "{table}"
+        );
         let by_loss = search_with(&typed(""), &stop, |run| Ok(queue(run))).unwrap();
         assert!(by_loss.rate.unwrap() > 1.9e6, "{:?}", by_loss.rate);
     }
@@ -384,6 +413,7 @@ pub(crate) mod tests {
         })
         .unwrap();
         assert!(interrupted.failure().unwrap().starts_with("interrupted (after 3 trials"), "{interrupted:?}");
+        assert_eq!(serde_json::to_value(&interrupted).unwrap()["failure"], "interrupted");
         let at_once = after(0, &|_, _| anyhow::bail!("no route")).unwrap_err().to_string();
         assert_eq!(at_once, "no route");
     }

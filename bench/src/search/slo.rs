@@ -127,19 +127,18 @@ impl Trial {
     /// Judges a run at `rate`, in which so many operations less than it says may have been due by chance.
     #[must_use]
     pub fn of(report: &Report, rate: f64, by_chance: f64, slo: &[Objective], max_loss: f64) -> Self {
-        let (latency, loss) = (report.latency_us, loss(report));
-        // Gets that were told the answer of an equal one have been answered, too.
-        let achieved = report.ops_per_sec + report.coalesced_per_sec.unwrap_or(0.0);
+        let (latency, loss, achieved) = (report.latency_us, loss(report), achieved(report));
         let least = ACHIEVED_MIN * rate - by_chance / report.duration_s.max(1e-9);
         let missed = slo.iter().find(|objective| objective.of(&latency) > objective.limit_us);
         let why = if achieved < least {
             let [achieved, rate] = [achieved, rate].map(|rate| shown(Some(rate), 0));
             Some(format!("{achieved} op/s of {rate} were achieved"))
         } else if loss > max_loss {
-            let Report { rx_overflow_drops, errors, outcome_unknown, .. } = report;
+            let Report { errors, outcome_unknown, unsent, .. } = report;
             Some(format!(
-                "{rx_overflow_drops} datagrams were dropped at full queues, {errors} operations were not executed, and of \
-                 {outcome_unknown} the outcome is unknown"
+                "{} datagrams were lost, {errors} operations were not executed, {unsent} could not be sent, and of \
+                 {outcome_unknown} the outcome is unknown",
+                datagrams_lost(report)
             ))
         } else {
             missed.map(|objective| {
@@ -166,13 +165,30 @@ pub(crate) fn by_chance(options: &RunOptions, rate: f64) -> f64 {
     }
 }
 
-/// What was lost, per operation: datagrams that found a receive queue full, operations that were not executed, and those
-/// whose outcome is unknown. A datagram has several operations, and is sent again; so this is no share of operations, and
-/// may even be above 1, but it is 0 exactly when nothing was lost anywhere that is counted.
+/// Operations per second that were answered, counted as the rate counts them: a record that was got and then put is one, and
+/// gets that were told the answer of an equal one have been answered, too.
+#[must_use]
+pub(crate) fn achieved(report: &Report) -> f64 {
+    report.ops_per_sec - report.rmws_per_sec.unwrap_or(0.0) + report.coalesced_per_sec.unwrap_or(0.0)
+}
+
+/// What was lost, per operation: datagrams lost at any layer, operations that were not executed or could not be sent, and those
+/// whose outcome is unknown. A datagram has several operations, and is sent again; so this mixes the two, is no share of
+/// operations, and may even be above 1, but it is 0 exactly when nothing was lost anywhere that is counted.
 #[must_use]
 pub fn loss(report: &Report) -> f64 {
-    let lost = report.rx_overflow_drops + report.errors + report.outcome_unknown;
-    lost as f64 / (report.ops + report.errors + report.outcome_unknown).max(1) as f64
+    let Report { ops, errors, outcome_unknown, unsent, .. } = report;
+    let operations = errors + outcome_unknown + unsent;
+    (datagrams_lost(report) + operations) as f64 / (ops + operations).max(1) as f64
+}
+
+/// Datagrams lost at the card, between CPUs, at sockets, in ports and at sessions; copies and answers that came too late are no
+/// loss. Of a run that was not watched those at full receive queues, which is all that is known.
+fn datagrams_lost(report: &Report) -> u64 {
+    report.loss_by_layer.map_or(report.rx_overflow_drops, |lost| {
+        let layers = [lost.nic, lost.softnet, lost.socket, lost.port, lost.session];
+        layers.into_iter().fold(0, u64::saturating_add).max(report.rx_overflow_drops)
+    })
 }
 
 /// Parses a share, 0 to 1, or one in per cent.
@@ -187,7 +203,7 @@ pub(crate) fn share(text: &str) -> Result<f64, String> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::output::tests::report;
+    use crate::{output::tests::report, watch::losses::Losses};
 
     /// Goal: objectives are understood as typed. Method: all quantiles and units, and one mistake after the other.
     #[test]
@@ -266,9 +282,32 @@ mod tests {
         assert!(judge(&sparse(970.0), 1_000.0, 0.0).kept && !judge(&sparse(960.0), 1_000.0, 0.0).kept);
         let slow = Report { latency_us: LatencyUs { p99: 612.34, ..good.latency_us }, ..good.clone() };
         assert_eq!(why(&slow, 1e6), "p99 was 612.3 µs, the limit is 100 µs");
-        let lost = Report { rx_overflow_drops: 3, errors: 1, outcome_unknown: 4, ..good };
-        assert!(why(&lost, 1e6).starts_with("3 datagrams were dropped"));
-        assert!((loss(&lost) - 1e-6).abs() < 1e-9);
-        assert!(judge(&lost, 1e6, 1e-5).kept);
+        let queues = Report {
+            loss_by_layer: None,
+            rx_overflow_drops: 3,
+            errors: 1,
+            outcome_unknown: 4,
+            ..good.clone()
+        };
+        assert!(why(&queues, 1e6).starts_with("3 datagrams were lost, 1 operations were not executed"));
+        assert!((loss(&queues) - 1e-6).abs() < 1e-9);
+        assert!(judge(&queues, 1e6, 1e-5).kept);
+        let late = Losses { late: 9, ..Losses::default() };
+        let layer = |losses| Report { loss_by_layer: Some(losses), ..good.clone() };
+        assert!(judge(&layer(late), 1e6, 0.0).kept, "what is late was not lost");
+        for losses in [
+            Losses { nic: 1, ..late },
+            Losses { softnet: 1, ..late },
+            Losses { socket: 1, ..late },
+            Losses { port: 1, ..late },
+            Losses { session: 1, ..late },
+        ] {
+            assert!(why(&layer(losses), 1e6).starts_with("1 datagrams were lost, 0 operations"));
+        }
+        assert!(why(&Report { unsent: 2, ..good.clone() }, 1e6).contains("2 could not be sent"));
+        // Of workload f half of the operations have two parts.
+        let modified = Report { ops_per_sec: 1.5e6, rmws_per_sec: Some(0.5e6), ..good };
+        assert_eq!(judge(&modified, 1e6, 0.0).ops_per_sec, 1e6);
+        assert!(!judge(&modified, 1.2e6, 0.0).kept, "1.5 M op/s are not what was asked for");
     }
 }
