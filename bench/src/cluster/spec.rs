@@ -94,16 +94,16 @@ pub struct ClusterRunOptions {
     /// Records stored before
     #[arg(long)]
     pub records: Option<String>,
-    /// Share of gets: a 50 %, b 95 %, c 100 %
+    /// Workload of YCSB: a, b, c, d or f
     #[arg(long)]
     pub workload: Option<String>,
-    /// Law by which keys are chosen: zipf or uniform
+    /// Law by which keys are chosen: zipf, uniform, scrambled, latest or hotspot
     #[arg(long)]
     pub distribution: Option<String>,
     /// Exponent of the Zipf law
     #[arg(long)]
     pub theta: Option<String>,
-    /// Bytes per value: a number, or a range such as 64-256
+    /// Bytes per value: a number, a range such as 64-256, a weighted list such as 100:0.7,4096-8192:0.3, or etc
     #[arg(long)]
     pub value_len: Option<String>,
     /// Operations of a batch

@@ -304,6 +304,7 @@ pub(crate) mod tests {
     use clap::Parser;
 
     use super::*;
+    use crate::workload::draw_streams;
     use crate::{
         latency::LatencyUs,
         output::{json, tests::report},
@@ -340,7 +341,8 @@ pub(crate) mod tests {
         let (mut durations, mut schedules) = (Vec::new(), HashSet::new());
         let report = search_with(&typed("--slo p99=500us --precision 1% --seed 3"), &stop, |run| {
             durations.push((run.duration, run.seed));
-            schedules.insert(run.plan(1, 1, false, None).pace.map(|pace| pace.seed));
+            let stream = draw_streams(&run.law(), 1, 1, run.seed, |_| ()).remove(0);
+            schedules.insert(run.plan(1, &stream, 1, false, None).pace.map(|pace| pace.seed));
             Ok(queue(run))
         })
         .unwrap();

@@ -244,8 +244,9 @@ impl StreamLaw {
 /// Draws `count` streams of `len` operations each, on all cores that the calling thread may use.
 ///
 /// The streams depend on `law`, `len` and `seed` alone, and the first ones are the same whatever `count` is; each is
-/// independent of the others. A shorter stream is the beginning of a longer one. Meanwhile `progress` is called from several threads with the number of operations drawn
-/// since its last call, some hundred times a second; in all that makes `count × len`.
+/// independent of the others. A shorter stream is the beginning of a longer one. Meanwhile `progress` is called from several
+/// threads with the number of operations drawn since its last call, some hundred times a second; in all that makes `count ×
+/// len`.
 ///
 /// # Panics
 /// When `len` or the number of records is 0, or the latter beyond [`RECORDS_MAX`]: settings are checked at start.
