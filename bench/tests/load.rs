@@ -95,13 +95,14 @@ fn every_operation_that_was_due_has_a_latency() {
 }
 
 /// Goal: a server that stands still is seen in the latencies of an open loop, also when it does so at the end. Method:
-/// 200 ms of one second: a fiftieth part of all operations has waited for at least 180 ms.
+/// 200 ms of one second: of all operations, those that have waited longest, one and a half per cent, have waited for some
+/// 185 ms or longer.
 #[test]
 fn a_stall_is_seen() {
     let report = json("run --rate 5000 --stall 200 --duration 1 --warmup 0 --records 500 --json -");
-    let p98 = report["latency_cdf"].as_array().unwrap().iter().find(|point| point[1].as_f64() >= Some(0.98));
-    let p98 = p98.unwrap()[0].as_f64().unwrap();
-    assert!(p98 >= 180_000.0, "{p98} µs");
+    let cdf = report["latency_cdf"].as_array().unwrap();
+    let late = cdf.iter().find(|point| point[1].as_f64() >= Some(0.985)).unwrap()[0].as_f64().unwrap();
+    assert!(late >= 170_000.0, "{late} µs");
     assert_eq!(report["config"]["stall_ms"], 200);
 }
 
