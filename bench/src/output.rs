@@ -314,7 +314,23 @@ impl FromStr for JsonTarget {
 }
 
 impl JsonTarget {
-    /// Writes `value` as one JSON object, indented, with a line feed behind it.
+    /// Checks that the file could be written, before anything is measured in vain.
+    ///
+    /// # Errors
+    /// As [`write`](Self::write); what was made to find out is removed again.
+    pub fn check(&self) -> io::Result<()> {
+        let Self::File(path) = self else { return Ok(()) };
+        let written = if is_special(path) {
+            // Opening one may already do something.
+            Ok(())
+        } else {
+            Replacement::begin(path).and_then(Replacement::give_up)
+        };
+        written.map_err(|error| write_error(&format!("\"{}\"", path.display()), &error))
+    }
+
+    /// Writes `value` as one JSON object, indented, with a line feed behind it. A file has the old content until it has all of the
+    /// new one.
     ///
     /// # Errors
     /// A sentence that names the file and what the system said.
@@ -326,7 +342,8 @@ impl JsonTarget {
                 let written = stdout.write_all(text.as_bytes()).and_then(|()| stdout.flush());
                 written.map_err(|error| write_error("the standard output", &error))
             }
-            Self::File(path) => write_file(path, text),
+            Self::File(path) if is_special(path) => write_file(path, text),
+            Self::File(path) => replace_file(path, &text),
         }
     }
 }
@@ -337,6 +354,59 @@ pub(crate) fn json(value: &impl Serialize) -> io::Result<String> {
 
 pub(crate) fn write_file(path: &Path, text: impl AsRef<[u8]>) -> io::Result<()> {
     fs::write(path, text).map_err(|error| write_error(&format!("\"{}\"", path.display()), &error))
+}
+
+/// Writes a file anew. Whoever reads it meanwhile, or after this process was killed, finds the old content or the new one.
+///
+/// # Errors
+/// A sentence that names the file.
+pub(crate) fn replace_file(path: &Path, text: &str) -> io::Result<()> {
+    let written = Replacement::begin(path).and_then(|replacement| replacement.finish(text));
+    written.map_err(|error| write_error(&format!("\"{}\"", path.display()), &error))
+}
+
+/// Whether something else than a file is there: what is written to a device, a pipe or another process's output goes there at
+/// once.
+fn is_special(path: &Path) -> bool {
+    let is_system = path.starts_with("/proc") || (path.starts_with("/dev") && !path.starts_with("/dev/shm"));
+    is_system || path.metadata().is_ok_and(|data| !data.is_file() && !data.is_dir())
+}
+
+/// A file beside another one, whose place it will take.
+struct Replacement {
+    file: fs::File,
+    /// Where it is.
+    path: PathBuf,
+    /// Where it will be.
+    place: PathBuf,
+}
+
+impl Replacement {
+    fn begin(path: &Path) -> io::Result<Self> {
+        // What a link points to is replaced, not the link.
+        let place = path.canonicalize().unwrap_or_else(|_| path.to_owned());
+        if place.exists() {
+            // A file that may not be written is not replaced, and a folder cannot be.
+            fs::OpenOptions::new().append(true).open(&place)?;
+        }
+        let name = place.file_name().ok_or_else(|| io::Error::from(io::ErrorKind::IsADirectory))?;
+        let name = format!(".{}.{}", name.to_string_lossy(), std::process::id());
+        let path = place.with_file_name(name);
+        Ok(Self { file: fs::File::create(&path)?, path, place })
+    }
+
+    fn finish(mut self, text: &str) -> io::Result<()> {
+        let written = self.file.write_all(text.as_bytes()).and_then(|()| self.file.sync_all());
+        let renamed = written.and_then(|()| fs::rename(&self.path, &self.place));
+        if renamed.is_err() {
+            let _ = fs::remove_file(&self.path);
+        }
+        renamed
+    }
+
+    fn give_up(self) -> io::Result<()> {
+        fs::remove_file(&self.path)
+    }
 }
 
 fn write_error(to: &str, error: &io::Error) -> io::Error {
@@ -743,11 +813,39 @@ pub(crate) mod tests {
         target.write(&[1, 2]).unwrap();
         assert_eq!(fs::read_to_string(&path).unwrap(), "[\n  1,\n  2\n]\n");
         fs::remove_file(&path).unwrap();
-        let missing = path.join("result.json");
-        let error = JsonTarget::File(missing.clone()).write(&1).unwrap_err().to_string();
-        assert!(
-            error.starts_with(&format!("cannot write the result to \"{}\": ", missing.display())),
-            "{error}"
-        );
+        let missing = JsonTarget::File(path.join("result.json"));
+        for error in [missing.check(), missing.write(&1)] {
+            let error = error.unwrap_err().to_string();
+            let expected = format!("cannot write the result to \"{}/result.json\": ", path.display());
+            assert!(error.starts_with(&expected), "{error}");
+        }
+    }
+
+    /// Goal: whether a file can be written shows before, and looking leaves everything as it was; it is replaced as a whole and
+    /// through links, and what is no file is written to. Method: a folder with a file and a link, and what the system has.
+    #[test]
+    fn json_replaces_whole_files() {
+        let folder = std::env::temp_dir().join(format!("linerate-bench-json-whole-{}", std::process::id()));
+        fs::create_dir(&folder).unwrap();
+        let (file, link) = (folder.join("result.json"), folder.join("link"));
+        let names = || fs::read_dir(&folder).unwrap().count();
+        JsonTarget::File(file.clone()).check().unwrap();
+        assert_eq!(names(), 0);
+        fs::write(&file, "old").unwrap();
+        std::os::unix::fs::symlink(&file, &link).unwrap();
+        // Whoever reads the old one goes on doing so.
+        let mut reader = fs::File::open(&file).unwrap();
+        JsonTarget::File(link.clone()).check().unwrap();
+        assert_eq!(fs::read_to_string(&file).unwrap(), "old");
+        JsonTarget::File(link.clone()).write(&1).unwrap();
+        assert_eq!((fs::read_to_string(&file).unwrap().as_str(), names()), ("1\n", 2));
+        assert!(link.is_symlink());
+        assert_eq!(io::read_to_string(&mut reader).unwrap(), "old");
+        assert!(JsonTarget::File(folder.clone()).check().is_err());
+        for special in ["/dev/null", "/dev/stdout", "-"] {
+            special.parse::<JsonTarget>().unwrap().check().unwrap();
+        }
+        JsonTarget::File("/dev/null".into()).write(&1).unwrap();
+        fs::remove_dir_all(&folder).unwrap();
     }
 }

@@ -12,17 +12,17 @@
 
 use std::{
     collections::BTreeMap,
-    fs,
-    io::{self, Write as _},
+    fs, io,
     path::{Path, PathBuf},
     process,
 };
 
+use clap::Args;
 use serde::Serialize;
 use serde_json::Value;
 
 use crate::{
-    output::{Environment, Report, json, summary_csv, write_file},
+    output::{Environment, Report, json, replace_file, summary_csv, write_file},
     watch::nic::{NicFacts, tune_status},
 };
 
@@ -40,6 +40,33 @@ const MACHINE_FILES: [(&str, &str); 10] = [
     ("load average", "/proc/loadavg"),
 ];
 
+/// Whether a result is kept, and where: the same for all commands that measure.
+#[derive(Clone, Debug, Default, Args)]
+pub struct KeepOptions {
+    /// Keep the result as a directory of this name
+    #[arg(long, value_name = "NAME")]
+    pub keep: Option<String>,
+    /// Where results are kept [default: bench/results in a checkout, else results]
+    #[arg(long, value_name = "DIR", requires = "keep")]
+    pub results: Option<PathBuf>,
+}
+
+impl KeepOptions {
+    /// The folder that results' folders are in.
+    #[must_use]
+    pub fn root(&self) -> PathBuf {
+        root(self.results.as_deref())
+    }
+
+    /// Checks that the result could be kept, before anything is measured in vain.
+    ///
+    /// # Errors
+    /// As [`keep`]; what was made to find out is removed again.
+    pub fn check(&self) -> io::Result<()> {
+        self.keep.as_ref().map_or(Ok(()), |name| check(&self.root(), name))
+    }
+}
+
 /// What is kept with a result.
 #[derive(Clone, Copy, Debug)]
 pub struct Kept<'a> {
@@ -51,7 +78,7 @@ pub struct Kept<'a> {
     pub seed: Option<u64>,
     /// Whether less was measured than was asked for.
     pub partial: bool,
-    /// The run whose seconds and latencies are kept too, if it is one.
+    /// The run whose seconds and latencies are kept too, if it is one, or has one that counts most.
     pub run: Option<&'a Report>,
 }
 
@@ -142,16 +169,6 @@ pub(crate) fn replace(folder: &Path, result: &impl Serialize, partial: bool) -> 
         replace_file(&path, &json(&manifest)?)?;
     }
     Ok(())
-}
-
-fn replace_file(path: &Path, text: &str) -> io::Result<()> {
-    let beside = path.with_extension("new");
-    let written = fs::File::create(&beside)
-        .and_then(|mut file| file.write_all(text.as_bytes()).and_then(|()| file.sync_all()))
-        .and_then(|()| fs::rename(&beside, path));
-    written.map_err(|error| {
-        io::Error::new(error.kind(), format!("cannot write the result to \"{}\": {error}", path.display()))
-    })
 }
 
 fn is_taken(error: &io::Error) -> bool {
