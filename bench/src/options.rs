@@ -37,6 +37,7 @@ use crate::{
     output::{Config, JsonTarget, memory_bytes},
     peers::PeersOptions,
     report::{ReportOptions, readme::ReadmeOptions},
+    results::KeepOptions,
     search::SearchOptions,
     series::interval,
     sweep::SweepOptions,
@@ -284,12 +285,9 @@ pub struct RunOptions {
     /// Write the result as JSON to this file, - for standard output
     #[arg(long, value_name = "FILE")]
     pub json: Option<JsonTarget>,
-    /// Keep the result as a directory of this name
-    #[arg(long, value_name = "NAME")]
-    pub keep: Option<String>,
-    /// Where results are kept [default: bench/results in a checkout, else results]
-    #[arg(long, value_name = "DIR", requires = "keep")]
-    pub results: Option<PathBuf>,
+    /// Whether and where it is kept.
+    #[command(flatten)]
+    pub place: KeepOptions,
 }
 
 /// A comparison of ports on a virtual cable: one server core, one client core.
@@ -337,9 +335,9 @@ pub struct WireOptions {
     /// Write the result as JSON to this file, - for standard output
     #[arg(long, value_name = "FILE")]
     pub json: Option<JsonTarget>,
-    /// Keep the result as a directory of this name under bench/results
-    #[arg(long, value_name = "NAME")]
-    pub keep: Option<String>,
+    /// Whether and where it is kept.
+    #[command(flatten)]
+    pub place: KeepOptions,
 }
 
 /// The store of one core, measured alone.
@@ -383,9 +381,9 @@ pub struct StoreOptions {
     /// Write the result as JSON to this file, - for standard output
     #[arg(long, value_name = "FILE")]
     pub json: Option<JsonTarget>,
-    /// Keep the result as a directory of this name under bench/results
-    #[arg(long, value_name = "NAME")]
-    pub keep: Option<String>,
+    /// Whether and where it is kept.
+    #[command(flatten)]
+    pub place: KeepOptions,
 }
 
 impl WireOptions {

@@ -141,18 +141,47 @@ pub(crate) fn whole(report: Report) -> anyhow::Result<Report> {
     }
 }
 
-/// What is wrong with the answers of a run, whatever its speed.
-pub(crate) fn wrong(report: &Report) -> Option<String> {
-    if let Some(check) = report.check.as_ref().filter(|check| check.violations > 0) {
-        let first = check.first_violation.as_deref().and_then(|text| text.split(';').next());
-        return Some(format!(
-            "{} times the store was not linearizable, which is a bug; the first time: {}",
-            check.violations,
-            first.unwrap_or("unknown")
-        ));
+/// What is wrong with answers, in one sentence.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Wrong {
+    /// No linearizable store can have answered so.
+    Violated(String),
+    /// Values that were never put.
+    Values(String),
+}
+
+impl Wrong {
+    /// What is wrong with the answers of a `system`, whatever its speed: how often they were not linearizable, what was found
+    /// the first time (the operations around it, behind a semicolon, are for the JSON), and how many values were wrong.
+    #[must_use]
+    pub fn of(system: &str, violations: u64, first: Option<&str>, wrong_values: Option<u64>) -> Option<Self> {
+        if violations > 0 {
+            let first = first.and_then(|text| text.split(';').next()).unwrap_or("unknown");
+            return Some(Self::Violated(format!(
+                "{violations} times the {system} was not linearizable, which is a bug; the first time: {first}"
+            )));
+        }
+        let wrong = wrong_values.filter(|&wrong| wrong > 0)?;
+        let text = format!("{wrong} values were never put at the key they were got from: this is a bug");
+        Some(Self::Values(text))
     }
-    let wrong = report.wrong_values.filter(|&wrong| wrong > 0)?;
-    Some(format!("{wrong} values were never put at the key they were got from: this is a bug"))
+
+    /// What is wrong with the answers of a run.
+    #[must_use]
+    pub fn of_run(report: &Report) -> Option<Self> {
+        let (violations, first) = match &report.check {
+            Some(check) => (check.violations, check.first_violation.as_deref()),
+            None => (0, None),
+        };
+        Self::of("store", violations, first, report.wrong_values)
+    }
+}
+
+/// What is wrong with the answers of a run, as a sentence.
+pub(crate) fn wrong(report: &Report) -> Option<String> {
+    Wrong::of_run(report).map(|wrong| match wrong {
+        Wrong::Violated(text) | Wrong::Values(text) => text,
+    })
 }
 
 /// Tells how far a command is, on standard error if that is a terminal. The bars of the run that follows come below.
@@ -194,9 +223,9 @@ pub(crate) mod tests {
     fn what_was_typed_is_known() {
         let run = typed("--keep x --verify --batch 110 --json - --records=5");
         assert_eq!(run.words(), ["--records=5", "--batch=110", "--verify"]);
-        assert_eq!((run.options.records, run.options.keep.as_deref()), (5, Some("x")));
+        assert_eq!((run.options.records, run.options.place.keep.as_deref()), (5, Some("x")));
         let other = run.with(&["--seed=9".to_owned()]).unwrap();
-        assert_eq!((other.records, other.seed, other.verify, other.keep), (5, 9, true, None));
+        assert_eq!((other.records, other.seed, other.verify, other.place.keep), (5, 9, true, None));
         let twice = run.with(&["--batch=3".to_owned()]).unwrap_err().to_string();
         assert!(twice.starts_with("--batch is given twice"), "{twice}");
         assert!(typed("").words().is_empty());

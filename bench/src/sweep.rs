@@ -219,8 +219,8 @@ pub fn sweep(options: &SweepOptions, command: &[String], stop: &AtomicBool) -> a
     };
     let points = plan(&report.axes, &report.options)?;
     check_named(&report.axes, &points)?;
-    if let (Some(name), None) = (&options.run.options.keep, &options.resume) {
-        let root = results::root(options.run.options.results.as_deref());
+    if let (Some(name), None) = (&options.run.options.place.keep, &options.resume) {
+        let root = options.run.options.place.root();
         let environment = Environment::look(SystemTime::now());
         let seed = RunOptions::of_arguments(&report.options)?.seed;
         let kept = Kept { command, environment: &environment, seed: Some(seed), partial: true, run: None };
@@ -430,7 +430,7 @@ fn agree(options: &SweepOptions, found: &SweepReport, folder: &Path) -> anyhow::
         )
     };
     anyhow::ensure!(
-        options.run.options.keep.is_none(),
+        options.run.options.place.keep.is_none(),
         "--keep and --resume contradict: what is resumed is kept in its folder"
     );
     anyhow::ensure!(options.over.is_empty() || options.over == found.axes, {

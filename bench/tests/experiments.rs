@@ -206,6 +206,27 @@ fn transports_are_compared() {
     assert!(table.contains("to tcp") && table.contains("1 rounds are too few"), "{table}");
 }
 
+/// Goal: what is kept has the seed, how the command ended and the seconds of the run that counts most, wherever it is to be, and it is
+/// kept before anybody hears of it. Method: a comparison whose reader has gone.
+#[test]
+fn a_comparison_is_kept_first() {
+    let place = Place::new();
+    let mut child = place
+        .start(&format!("compare udp tcp --rounds 1 --seed 7 {SHORT} --keep both --results kept --json -"));
+    drop(child.stdout.take());
+    let output = child.wait_with_output().unwrap();
+    let error = text(&output.stderr);
+    assert_eq!(output.status.code(), Some(2), "{error}");
+    assert!(error.contains("cannot write the result to the standard output"), "{error}");
+    let folder = fs::read_dir(place.0.join("kept")).unwrap().next().unwrap().unwrap().path();
+    let manifest: Value = serde_json::from_slice(&fs::read(folder.join("manifest.json")).unwrap()).unwrap();
+    assert_eq!((&manifest["seed"], &manifest["partial"]), (&7.into(), &false.into()));
+    assert!(!manifest["nic"].is_null(), "{manifest}");
+    for file in ["series.csv", "summary.csv", "latency.hlog", "report.html"] {
+        assert!(folder.join(file).is_file(), "{file}");
+    }
+}
+
 /// Goal: a trace is replayed by whatever is compared. Method: a short one, to the port that runs do not have and to one that they
 /// have.
 #[test]
@@ -324,6 +345,16 @@ fn bad_input_is_refused() {
         ("compare udp udp-plain --workload d --check", "--check knows the records"),
         ("compare udp packet --hotspot-set 0.5", "give --distribution hotspot with them"),
         ("compare udp udp-plain --trace nowhere.csv", "nowhere.csv"),
+        ("run --json nowhere/x.json", "cannot write the result to \"nowhere/x.json\""),
+        ("compare udp tcp --json nowhere/x.json", "cannot write the result to"),
+        ("sweep --over batch=1,2 --json nowhere/x.json", "cannot write the result to"),
+        ("search --json nowhere/x.json", "cannot write the result to"),
+        ("peers --json nowhere/x.json", "cannot write the result to"),
+        ("store --json nowhere/x.json", "cannot write the result to"),
+        ("cache --keep a/b", "use 1 to 64 letters"),
+        ("peers --keep a/b", "use 1 to 64 letters"),
+        ("wire --keep a/b", "use 1 to 64 letters"),
+        ("store --keep x --results other/result.json", "cannot create the folder"),
         ("search --slo p98=1ms", "`p98` is no quantile"),
         ("search --slo p99=1", "`1` is no time"),
         ("search --slo p99=1ms --slo p99=2ms", "--slo names p99 twice"),

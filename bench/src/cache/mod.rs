@@ -20,6 +20,7 @@ use serde::{Serialize, Serializer};
 use crate::{
     key::{KeyBuffer, key_len},
     output::{Environment, JsonTarget, number, plain_table},
+    results::KeepOptions,
     run::{check_stop, progress_bar},
 };
 use references::{Policy, Reference, mixed};
@@ -61,9 +62,9 @@ pub struct CacheOptions {
     /// Write the result as JSON to this file, - for standard output
     #[arg(long, value_name = "FILE")]
     pub json: Option<JsonTarget>,
-    /// Keep the result as a directory of this name under bench/results
-    #[arg(long, value_name = "NAME")]
-    pub keep: Option<String>,
+    /// Whether and where it is kept.
+    #[command(flatten)]
+    pub place: KeepOptions,
 }
 
 /// How long values are.

@@ -46,6 +46,7 @@ use crate::{
     options::{Cpus, Distribution, RunOptions, seconds},
     output::{Environment, JsonTarget, Report, number, plain_table, shown},
     repeated::run_whole,
+    results::KeepOptions,
     run::{Drawn, check_stop, progress_bar},
     workload::{RECORDS_MAX, Stream, Theta, ValueLen, Workload},
 };
@@ -111,9 +112,9 @@ pub struct PeersOptions {
     /// Write the result as JSON to this file, - for standard output
     #[arg(long, value_name = "FILE")]
     pub json: Option<JsonTarget>,
-    /// Keep the result as a directory of this name under bench/results
-    #[arg(long, value_name = "NAME")]
-    pub keep: Option<String>,
+    /// Whether and where it is kept.
+    #[command(flatten)]
+    pub place: KeepOptions,
 }
 
 /// Parses a workload that all of them can do alike.
