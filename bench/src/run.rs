@@ -43,7 +43,7 @@ use crate::{
     output::{Environment, Kind, Report},
     series::{Collector, Look, Series, ServerPoint},
     watch::{
-        host::{HostReading, Role, WatchedCpu, busy_share, stolen_share},
+        host::{HostReading, Role, WatchedCpu, busy_share, others_share, stolen_share},
         losses::{LossFacts, Losses, ServerLossFacts, is_here},
         nic::{NicFacts, interface_towards},
         verdict::{RunFacts, Verdict, verdicts},
@@ -369,6 +369,7 @@ pub(crate) fn run_over<P: Port, Q: Port>(
                 nic: nic.as_ref(),
                 server_spins: !is_embedded_and_sleeps,
                 is_crowded: cpus.is_crowded,
+                shares_cpus,
             },
         ),
         loss_by_layer: Some(losses),
@@ -388,6 +389,8 @@ pub(crate) struct Judged<'a> {
     /// Whether nothing is known of how busy servers are.
     pub(crate) server_spins: bool,
     pub(crate) is_crowded: bool,
+    /// Whether others are meant to use the CPUs: the kernel's receivers, or other processes of a cluster.
+    pub(crate) shares_cpus: bool,
 }
 
 /// What can be said of the figures of a run.
@@ -400,6 +403,10 @@ pub(crate) fn judge(
     let hosts = report.series.hosts();
     let threads = usize::from(options.threads);
     let busy = || busy_share(&hosts, Role::Server);
+    let others = |role, own_pct: Option<f64>| {
+        let own_pct = own_pct.filter(|_| !judged.shares_cpus)?;
+        others_share(&hosts, role, own_pct)
+    };
     verdicts(&RunFacts {
         client_cpu_pct: vec![report.client_cpu_pct / threads as f64; threads],
         clients_spin: !judged.is_crowded,
@@ -417,6 +424,10 @@ pub(crate) fn judge(
         datagrams: total.counters.port.tx_datagrams + total.counters.port.rx_datagrams,
         losses: Some(judged.losses),
         stolen_share: stolen_share(&hosts),
+        others_share: others(Role::Server, report.server_cpu_pct)
+            .into_iter()
+            .chain(others(Role::Client, Some(report.client_cpu_pct)))
+            .reduce(f64::max),
         core_to_core_before_ns: report.core_to_core_before_ns,
         core_to_core_after_ns: report.core_to_core_after_ns,
         is_crowded: judged.is_crowded,

@@ -171,6 +171,18 @@ pub fn busy_share(samples: &[HostSample], role: Role) -> Option<f64> {
     greatest(samples, |other| other == Some(role), |shares| shares.user + shares.system + shares.softirq)
 }
 
+/// The share of their time, 0 to 1, that CPUs of this role spent in programs other than the one whose threads took `own_pct` per
+/// cent of a CPU's time on them; `None` without samples or such CPUs. What the kernel does for devices is nobody's, although
+/// it may count as time of the thread that it interrupts, so that others may have had more.
+#[must_use]
+pub fn others_share(samples: &[HostSample], role: Role, own_pct: f64) -> Option<f64> {
+    let count = samples.first()?.cpus.iter().filter(|cpu| cpu.role == Some(role)).count();
+    let of_role = samples.iter().flat_map(|sample| &sample.cpus).filter(|cpu| cpu.role == Some(role));
+    let in_programs: f64 = of_role.map(|cpu| cpu.shares.user + cpu.shares.system).sum();
+    let share = (in_programs / samples.len() as f64 - own_pct / 100.0) / count as f64;
+    (count > 0).then_some(share.clamp(0.0, 1.0))
+}
+
 fn greatest(
     samples: &[HostSample],
     counts: impl Fn(Option<Role>) -> bool,
@@ -190,6 +202,29 @@ mod tests {
 
     use super::*;
     use crate::watch::counters::FrameCount;
+
+    /// Goal: what others took is the programs' time without one's own. Method: two server CPUs over two samples, and a client's.
+    #[test]
+    fn others_have_what_is_not_ones_own() {
+        let cpu = |cpu, role, user| CpuSample {
+            cpu,
+            role: Some(role),
+            shares: CpuShares { user, system: 0.1, softirq: 0.3, ..CpuShares::default() },
+        };
+        let sample = |user| HostSample {
+            cpus: vec![cpu(0, Role::Server, user), cpu(1, Role::Server, 0.4), cpu(2, Role::Client, 0.9)],
+            ..HostSample::default()
+        };
+        let samples = [sample(0.5), sample(0.7)];
+        let near =
+            |share: Option<f64>, wanted: f64| assert!((share.unwrap() - wanted).abs() < 1e-9, "{share:?}");
+        // 0.7 and 0.5 of the two CPUs on average, of which 0.9 of one are one's own.
+        near(others_share(&samples, Role::Server, 90.0), 0.15);
+        near(others_share(&samples, Role::Client, 100.0), 0.0);
+        near(others_share(&samples, Role::Client, 200.0), 0.0);
+        assert_eq!(others_share(&[], Role::Client, 0.0), None);
+        assert_eq!(others_share(&[HostSample::default()], Role::Client, 0.0), None);
+    }
 
     /// Goal: a sample has what has grown, each number in its place, and nothing absurd where a counter has shrunk. Method: two
     /// readings made by hand.

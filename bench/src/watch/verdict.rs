@@ -51,6 +51,10 @@ const CORE_PCT_MAX: f64 = 110.0;
 /// Share of its time that a CPU may be without: more is a time slice of 10 ms in every second, which is all that p99.9 then shows.
 const STOLEN_SHARE_MAX: f64 = 0.01;
 
+/// Share of their time that other programs may take of the CPUs of server or client: less hardly delays anybody, and the ticks by
+/// which the kernel divides time are not more exact.
+const OTHERS_SHARE_MAX: f64 = 0.1;
+
 /// How much the distance of two cores may change: measuring it twice gives nearly the same, and where virtual CPUs move it
 /// changes by a factor of five.
 const CORES_MOVED_RATIO_MAX: f64 = 2.0;
@@ -96,6 +100,9 @@ pub struct RunFacts {
     pub losses: Option<Losses>,
     /// Greatest share of its time that a CPU of client or server was without ([`stolen_share`](super::host::stolen_share)).
     pub stolen_share: Option<f64>,
+    /// Greatest share of their time that CPUs of server or client spent in other programs
+    /// ([`others_share`](super::host::others_share)).
+    pub others_share: Option<f64>,
     /// Round trip of a cache line between server and client core before the run in ns.
     pub core_to_core_before_ns: Option<f64>,
     /// The same after it.
@@ -136,6 +143,8 @@ pub enum VerdictKind {
     BehindSchedule,
     /// The machine below took CPU time.
     CpuStolen,
+    /// Other programs took CPU time.
+    CpuShared,
     /// The distance between the cores changed.
     CoresMoved,
     /// Threads had to share CPUs.
@@ -161,12 +170,18 @@ impl Verdict {
 #[must_use]
 pub fn verdicts(facts: &RunFacts) -> Vec<Verdict> {
     let limit = limit(facts);
-    let mut verdicts: Vec<_> =
-        [crowded(facts), steadiness(facts), behind_schedule(facts), cpu_stolen(facts), cores_moved(facts)]
-            .into_iter()
-            .flatten()
-            .chain(losses(facts))
-            .collect();
+    let mut verdicts: Vec<_> = [
+        crowded(facts),
+        steadiness(facts),
+        behind_schedule(facts),
+        cpu_stolen(facts),
+        cpu_shared(facts),
+        cores_moved(facts),
+    ]
+    .into_iter()
+    .flatten()
+    .chain(losses(facts))
+    .collect();
     match limit {
         Limit::Client(text) => verdicts.insert(0, Verdict::new(VerdictKind::ClientLimited, text)),
         Limit::Server(text) if !verdicts.is_empty() => {
@@ -209,6 +224,10 @@ fn limit(facts: &RunFacts) -> Limit {
     if facts.is_crowded {
         // Nobody is busy for as long as others have the CPU.
         return Limit::Other("Client and server shared the CPUs, which were the limit.".to_owned());
+    }
+    if is_shared(facts).is_some() {
+        // A CPU that others keep busy says nothing of who had work.
+        return Limit::Other("Other programs used the CPUs, so what the limit was is not known.".to_owned());
     }
     let client = busy_share(facts.client_busy_share, &facts.client_cpu_pct, facts.clients_spin);
     let server = busy_share(facts.server_busy_share, server_cores(facts), facts.server_spins);
@@ -331,6 +350,20 @@ fn cpu_stolen(facts: &RunFacts) -> Option<Verdict> {
         percent(share)
     );
     Some(Verdict::new(VerdictKind::CpuStolen, text))
+}
+
+/// What others took of the CPUs, if it matters.
+fn is_shared(facts: &RunFacts) -> Option<f64> {
+    facts.others_share.filter(|&share| share > OTHERS_SHARE_MAX && !facts.is_crowded)
+}
+
+fn cpu_shared(facts: &RunFacts) -> Option<Verdict> {
+    let text = format!(
+        "Other programs took {} of the time of the CPUs that server or client had: figures are too low and latencies too long by an \
+         unknown part, and what the limit was is not known. Repeat the run when nothing else runs on the machine.",
+        percent(is_shared(facts)?)
+    );
+    Some(Verdict::new(VerdictKind::CpuShared, text))
 }
 
 fn cores_moved(facts: &RunFacts) -> Option<Verdict> {
@@ -504,6 +537,7 @@ mod tests {
             datagrams: 10_000_000,
             losses: Some(Losses::default()),
             stolen_share: Some(0.001),
+            others_share: Some(0.01),
             core_to_core_before_ns: Some(60.0),
             core_to_core_after_ns: Some(70.0),
             is_crowded: false,
@@ -614,7 +648,11 @@ mod tests {
             assert_eq!(kinds(&bad), [kind, Kind::ServerLimited]);
             assert_eq!(kinds(&good), [Kind::Healthy], "{kind:?}");
         }
-        let crowded = RunFacts { is_crowded: true, ..healthy() };
+        let shared =
+            |share| kinds(&RunFacts { others_share: Some(share), client_busy_share: Some(1.0), ..healthy() });
+        assert_eq!(shared(0.11), [Kind::CpuShared], "nobody is known to be the limit");
+        assert_eq!(shared(0.1), [Kind::ClientLimited]);
+        let crowded = RunFacts { is_crowded: true, others_share: Some(0.5), ..healthy() };
         assert_eq!(kinds(&crowded), [Kind::Crowded], "nobody is the limit who has no CPU of its own");
         // A loss that was seen explains what was sent again.
         let losses = Some(Losses { socket: 5_000, ..Losses::default() });
@@ -751,6 +789,7 @@ mod tests {
             server_busy_share: Some(f64::NAN),
             line_rate_share: Some(f64::NAN),
             stolen_share: Some(f64::NAN),
+            others_share: Some(f64::NAN),
             due_ops_per_sec: Some(f64::NAN),
             due_answered_per_sec: Some(f64::NAN),
             server_cpu_pct: vec![f64::NAN],
