@@ -269,7 +269,7 @@ fn a_sweep_is_read_as_it_is_written() {
             "cpu-stolen",
             "\"3 values were wrong\"",
             "1 of 3 points have no valid result; 64: 3 values were wrong",
-            "3 of 3 runs are cpu-stolen: 16, 32, 64.",
+            "3 of 3 runs have the verdict cpu-stolen: 16, 32, 64.",
         ],
     );
     assert!(!page.contains("\"3,000,000\""), "a wrong point is shown as a result: {page}");

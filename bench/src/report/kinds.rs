@@ -162,7 +162,7 @@ pub(super) fn verdicts_of(reports: &[(String, &Value)]) -> Vec<String> {
         };
         names.truncate(NAMES_MAX);
         verdicts.push(format!(
-            "{} of {} runs are {kind}: {}{more}. Of the first: {}",
+            "{} of {} runs have the verdict {kind}: {}{more}. Of the first: {}",
             alike.len(),
             reports.len(),
             names.join(", "),
@@ -496,6 +496,12 @@ fn sweep(result: &Value, drawing: &mut Drawing) -> Section {
         row.resize(table.head.len(), String::new());
         table.rows.push(row);
     }
+    let options: Vec<String> = list(result, "/options").iter().map(plain).collect();
+    if !options.is_empty() {
+        section
+            .paragraphs
+            .push(format!("What all points have in common beside defaults: {}.", options.join(" ")));
+    }
     section.figures.extend(scaling(&names, &points).iter().filter_map(|chart| drawing.chart(chart)));
     if section.figures.is_empty() {
         let of =
@@ -692,7 +698,6 @@ fn peers(result: &Value, drawing: &mut Drawing) -> Section {
         "p50 µs",
         "p99 µs",
         "unanswered",
-        "settings",
     ];
     let mut table = Table::new("Each at its best", &head);
     for (name, one) in &all {
@@ -716,10 +721,16 @@ fn peers(result: &Value, drawing: &mut Drawing) -> Section {
             latency("p50"),
             latency("p99"),
             count("/unanswered"),
-            at(one, "/settings").map_or_else(|| "–".into(), plain),
         ]);
     }
     section.tables.push(table);
+    let mut asked = Table::new("How each was asked", &[]);
+    asked.is_text = true;
+    asked.rows = all
+        .iter()
+        .map(|(name, one)| vec![name.clone(), at(one, "/settings").map_or_else(|| "–".into(), plain)])
+        .collect();
+    section.tables.push(asked);
     let mut tried = Table::new("All settings that were tried, each for a moment", &["", "settings", "op/s"]);
     for (name, one) in &all {
         for setting in list(one, "/tried") {

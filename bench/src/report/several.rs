@@ -290,7 +290,7 @@ fn reports<'a>(folders: &[&'a Folder]) -> Vec<(String, &'a Value)> {
     let named = |folder: &&'a Folder| {
         let name = folder.name.clone();
         let of = move |(part, report): (String, &'a Value)| {
-            (if part.is_empty() { name.clone() } else { format!("{name}, {part}") }, report)
+            (if part.is_empty() { name.clone() } else { format!("{name} › {part}") }, report)
         };
         folder.reports().into_iter().map(of).collect::<Vec<_>>()
     };
