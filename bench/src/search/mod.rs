@@ -17,7 +17,7 @@ use serde::Serialize;
 
 use self::{
     bisect::{CONFIRMATIONS_MIN, Confidence, Found, Plan, RATE_MIN, search as bisect},
-    slo::{Objective, Trial, achieved, by_chance, share},
+    slo::{Objective, Trial, achieved, share},
 };
 use crate::{
     median::middle,
@@ -184,7 +184,7 @@ fn search_with(
             broken = Some(report);
             return None;
         }
-        let trial = Trial::of(&report, rate, by_chance(&base, rate), &options.slo, options.max_loss);
+        let trial = Trial::of(&report, &base, rate, &options.slo, options.max_loss);
         kept.retain(|(of, _)| *of == rate);
         if trial.kept {
             kept.push((rate, report));
@@ -304,7 +304,6 @@ pub(crate) mod tests {
     use clap::Parser;
 
     use super::*;
-    use crate::workload::draw_streams;
     use crate::{
         latency::LatencyUs,
         output::{json, tests::report},
@@ -338,10 +337,10 @@ pub(crate) mod tests {
     #[test]
     fn a_search_is_reported() {
         let stop = AtomicBool::new(false);
+        let stream = Drawn::default().streams(&RunOptions::defaults()).unwrap().remove(0);
         let (mut durations, mut schedules) = (Vec::new(), HashSet::new());
         let report = search_with(&typed("--slo p99=500us --precision 1% --seed 3"), &stop, |run| {
             durations.push((run.duration, run.seed));
-            let stream = draw_streams(&run.law(), 1, 1, run.seed, |_| ()).remove(0);
             schedules.insert(run.plan(1, &stream, 1, false, None).pace.map(|pace| pace.seed));
             Ok(queue(run))
         })
