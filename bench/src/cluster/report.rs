@@ -417,14 +417,8 @@ fn losses(addr: Option<&str>, cores: u8, servers: &[ServerStatistics]) -> BTreeM
 }
 
 /// The middle of the values, or the mean of the two in the middle; 0 of none.
-pub(crate) fn median(values: impl IntoIterator<Item = f64>) -> f64 {
-    let mut values: Vec<_> = values.into_iter().collect();
-    values.sort_by(f64::total_cmp);
-    match values.len() {
-        0 => 0.0,
-        count if count % 2 == 1 => values[count / 2],
-        count => (values[count / 2 - 1] + values[count / 2]) / 2.0,
-    }
+fn median(values: impl IntoIterator<Item = f64>) -> f64 {
+    crate::median::median(values).unwrap_or(0.0)
 }
 
 /// Operations per second of all together, for each second that all have told of.

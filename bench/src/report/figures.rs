@@ -1,5 +1,6 @@
 //! Numbers as people read them: grouped, with a unit, and with no more decimals than they carry.
 
+pub(super) use crate::median::median;
 use crate::output::shown;
 
 /// A number with commas between thousands; what is none is a dash.
@@ -86,14 +87,6 @@ pub(super) fn micros(us: f64) -> String {
     }
 }
 
-/// The value in the middle; the mean of the two that are, when their count is even. `None` of nothing.
-pub(super) fn median(values: &[f64]) -> Option<f64> {
-    let mut sorted = values.to_vec();
-    sorted.sort_by(f64::total_cmp);
-    let upper = *sorted.get(sorted.len() / 2)?;
-    Some(if sorted.len() % 2 == 1 { upper } else { (sorted[sorted.len() / 2 - 1] + upper) / 2.0 })
-}
-
 /// The least and the largest. `None` of nothing.
 pub(super) fn extent(values: impl IntoIterator<Item = f64>) -> Option<(f64, f64)> {
     values.into_iter().fold(None, |extent, value| {
@@ -162,10 +155,7 @@ mod tests {
     }
 
     #[test]
-    fn medians_and_extents() {
-        assert_eq!(median(&[]), None);
-        assert_eq!(median(&[3.0, 1.0, 2.0]), Some(2.0));
-        assert_eq!(median(&[4.0, 1.0, 2.0, 3.0]), Some(2.5));
+    fn extents() {
         assert_eq!(extent([2.0, -1.0, 5.0]), Some((-1.0, 5.0)));
         assert_eq!(extent([]), None);
     }
