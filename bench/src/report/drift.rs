@@ -268,8 +268,8 @@ fn a_sweep_is_read_as_it_is_written() {
             "\"2: 2,000,000 – 2,000,007\"",
             "cpu-stolen",
             "\"3 values were wrong\"",
-            "1 of 3 points have no valid result; 64: 3 values were wrong",
-            "3 of 3 runs have the verdict cpu-stolen: 16, 32, 64.",
+            "1 of 3 points have no valid result; batch 64: 3 values were wrong",
+            "3 of 3 runs have the verdict cpu-stolen: batch 16, batch 32, batch 64.",
         ],
     );
     assert!(!page.contains("\"3,000,000\""), "a wrong point is shown as a result: {page}");

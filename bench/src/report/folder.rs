@@ -213,9 +213,7 @@ impl Folder {
         };
         let mut reports = match self.kind {
             Kind::Compare => named("/candidates", &|one| text(one, "/name").unwrap_or("unnamed").to_owned()),
-            Kind::Sweep => named("/points", &|point| {
-                list(point, "/values").iter().map(plain).collect::<Vec<_>>().join(" · ")
-            }),
+            Kind::Sweep => named("/points", &|point| point_name(result, point)),
             Kind::Search => at(result, "/report").map(|report| (String::new(), report)).into_iter().collect(),
             Kind::Peers => {
                 let ours = at(result, "/linerate/report").map(|report| ("linerate".to_owned(), report));
@@ -349,6 +347,13 @@ fn lines(folder: &Path, name: &str, notes: &mut Vec<String>) -> Option<String> {
             None
         }
     }
+}
+
+/// A point of a sweep by its options and their values.
+pub(super) fn point_name(sweep: &Value, point: &Value) -> String {
+    let axes = list(sweep, "/axes").iter().map(|axis| text(axis, "/option").unwrap_or("setting"));
+    let values = list(point, "/values").iter().map(plain);
+    axes.zip(values).map(|(axis, value)| format!("{axis} {value}")).collect::<Vec<_>>().join(" · ")
 }
 
 /// What is there, whatever it is; `None` when nothing is.

@@ -5,7 +5,7 @@ use serde_json::Value;
 use super::{
     chart::{Axis, Bar, Bars, Chart, Mark, Scale, Series},
     figures::{Unit, extent, grouped, micros, quantile_name, rate, significant},
-    folder::{Folder, Kind, at, flag, list, number, plain, text},
+    folder::{Folder, Kind, at, flag, list, number, plain, point_name, text},
     page::{Drawing, Key, Section, Table},
     run::{self, PERCENTILES, line, us},
 };
@@ -106,6 +106,12 @@ fn found(result: &Value) -> Option<String> {
              tried. The limit is not known.",
             rate(lower)
         ),
+        (None, Some(upper)) if flag(result, "/partial") == Some(true) => {
+            format!(
+                "No rate had kept it when the search ended; {} was the lowest that had missed it.",
+                rate(upper)
+            )
+        }
         (None, Some(upper)) => format!("No rate kept it; {} was the lowest that missed it.", rate(upper)),
         (None, None) => {
             let last = trials.iter().rev().find(|trial| flag(trial, "/kept") == Some(false))?;
@@ -216,12 +222,11 @@ pub(super) fn alarms(folder: &Folder) -> Vec<String> {
             let points = list(result, "/points");
             let mut failed = points.iter().filter_map(|point| Some((point, text(point, "/error")?)));
             if let Some((point, error)) = failed.next() {
-                let values: Vec<String> = list(point, "/values").iter().map(plain).collect();
                 warnings.push(format!(
                     "{} of {} points have no valid result; {}: {error}",
                     1 + failed.count(),
                     points.len(),
-                    values.join(" · ")
+                    point_name(result, point)
                 ));
             }
         }
