@@ -725,8 +725,7 @@ fn unescaped(text: &str) -> String {
 /// Goal: a reader with a phone or a wide screen, in the dark or in the light, sees all of every page: nothing reaches beyond
 /// it, every text has a contrast of 4.5 : 1 and every mark one of 3 : 1 to what is behind it, charts have size and keep their
 /// marks, and nothing is loaded. Method: the pages in frames of 360 and 1280 pixels of a headless Chromium, looked at by a script
-/// outside of them, once in each scheme; one
-/// page has names that are too long for any place, and from each of some broken ones the look must find what is wrong with it.
+/// outside of them, once in each scheme; one page has names that are too long for any place, one long numbers, and from each of some broken ones the look must find what is wrong with it.
 #[test]
 fn a_browser_shows_all_of_every_page() {
     let Some(program) = browser() else { return };
@@ -738,6 +737,12 @@ fn a_browser_shows_all_of_every_page() {
     let mut all: Vec<(String, String)> =
         pages().into_iter().map(|(name, folders)| (name, render(&folders).unwrap())).collect();
     all.push(("long names".to_owned(), render(&[folder]).unwrap()));
+    let mut slow: Value =
+        serde_json::from_slice(&fs::read(fixture("run-b").join("result.json")).unwrap()).unwrap();
+    slow["latency_cdf"] =
+        json!([[10.0, 0.5], [5e3, 0.99], [9e5, 0.999_999_9], [2e6, 0.999_999_99], [6e6, 1.0]]);
+    slow["series"][0]["latency_us"]["max"] = json!(6e6);
+    all.push(("long labels".to_owned(), render(&[scratch.result("slow", &slow)]).unwrap()));
     for is_dark in [false, true] {
         let look = |pages: &[(String, String)]| -> Value {
             let mut html = format!(

@@ -17,6 +17,12 @@ const RIGHT: f64 = 26.0;
 const TOP: f64 = 26.0;
 const BOTTOM: f64 = 42.0;
 
+/// Between the y axis and its numbers.
+const GAP: f64 = 7.0;
+
+/// Width of a letter of the numbers at an axis where they are largest, on a phone.
+const LETTER: f64 = 9.0;
+
 /// Points of a line, at most; of more each drawn one is the mean of several. Twice as many would not be told apart on a
 /// chart of this width.
 const POINTS_MAX: usize = 400;
@@ -284,8 +290,10 @@ impl Chart {
         }
         let floors = stack(&mut series);
         let points = || series.iter().flat_map(|series| &series.points);
-        let x = Fitted::new(&self.x, points().map(|point| point.0), None, (LEFT, WIDTH - RIGHT))?;
         let y = Fitted::new(&self.y, points().map(|point| point.1), self.y_max, (HEIGHT - BOTTOM, TOP))?;
+        let letters = y.labels(self.y.ticks).iter().map(|label| label.chars().count()).max().unwrap_or(0);
+        let left = LEFT.max(GAP + 1.0 + letters as f64 * LETTER);
+        let x = Fitted::new(&self.x, points().map(|point| point.0), None, (left, WIDTH - RIGHT))?;
         let mut svg = opening(id, HEIGHT, &self.title, &self.description());
         self.draw_axes(&mut svg, &x, &y);
         // The last of a stack is the tallest, and is drawn first.
@@ -297,7 +305,7 @@ impl Chart {
     }
 
     fn draw_axes(&self, svg: &mut String, x: &Fitted, y: &Fitted) {
-        let (left, right, top, bottom) = (LEFT, WIDTH - RIGHT, TOP, HEIGHT - BOTTOM);
+        let (left, right, top, bottom) = (x.at_from, x.at_to, TOP, HEIGHT - BOTTOM);
         for (tick, label) in y.ticks.iter().zip(y.labels(self.y.ticks)) {
             let at = y.at(*tick);
             push(svg, format_args!("<path class=\"grid\" d=\"M{left} {at:.1}H{right}\"/>"));
@@ -305,18 +313,19 @@ impl Chart {
                 svg,
                 format_args!(
                     "<text x=\"{}\" y=\"{:.1}\" text-anchor=\"end\">{label}</text>",
-                    left - 7.0,
+                    left - GAP,
                     at + 4.0
                 ),
             );
         }
         for (tick, label) in x.ticks.iter().zip(x.labels(self.x.ticks)) {
             let at = x.at(*tick);
+            let (place, anchor) = place_below(at, &label);
             push(svg, format_args!("<path class=\"axis\" d=\"M{at:.1} {bottom}v4\"/>"));
             push(
                 svg,
                 format_args!(
-                    "<text x=\"{at:.1}\" y=\"{}\" text-anchor=\"middle\">{label}</text>",
+                    "<text x=\"{place:.1}\" y=\"{}\" text-anchor=\"{anchor}\">{label}</text>",
                     bottom + 17.0
                 ),
             );
@@ -403,6 +412,12 @@ impl Chart {
         }
         text
     }
+}
+
+/// Where a label goes that belongs below `at`, and which part of it is there: it must not reach beyond the drawing.
+fn place_below(at: f64, label: &str) -> (f64, &'static str) {
+    let half = label.chars().count() as f64 * LETTER / 2.0;
+    if at + half > WIDTH { (WIDTH - 1.0, "end") } else { (at, "middle") }
 }
 
 fn shown_on(axis: &Axis, value: f64) -> String {
@@ -493,14 +508,15 @@ impl Bars {
         let mut svg = opening(id, height, &self.title, &description);
         let bottom = height - BOTTOM + 4.0;
         for (index, (tick, label)) in x.ticks.iter().zip(x.labels(Ticks::Plain)).enumerate() {
-            let (at, anchor) = (x.at(*tick), if index == 0 { "start" } else { "middle" });
+            let at = x.at(*tick);
+            let (place, anchor) = if index == 0 { (at, "start") } else { place_below(at, &label) };
             if index > 0 {
                 push(&mut svg, format_args!("<path class=\"grid\" d=\"M{at:.1} {ABOVE}V{bottom}\"/>"));
             }
             push(
                 &mut svg,
                 format_args!(
-                    "<text x=\"{at:.1}\" y=\"{}\" text-anchor=\"{anchor}\">{label}</text>",
+                    "<text x=\"{place:.1}\" y=\"{}\" text-anchor=\"{anchor}\">{label}</text>",
                     bottom + 14.0
                 ),
             );
@@ -632,6 +648,28 @@ mod tests {
         }
         assert_eq!(chart(Scale::Linear, Scale::Log, &[(1.0, 0.0)]).svg("c"), None);
         assert_eq!(chart(Scale::Linear, Scale::Linear, &[]).svg("c"), None);
+    }
+
+    /// Goal: long numbers at an axis lie on the drawing. Method: shares with seven nines, over seconds in µs.
+    #[test]
+    fn long_labels_have_room() {
+        let mut chart = chart(Scale::Log, Scale::Log, &[(1e5, 10.0), (1e6, 5e7)]);
+        chart.y.ticks = Ticks::Nines;
+        let svg = chart.svg("c").unwrap();
+        for text in svg.split("<text ").skip(1) {
+            let part =
+                |name: &str| text.split(&format!("{name}=\"")).nth(1).and_then(|rest| rest.split('"').next());
+            let label = text.split(['>', '<']).nth(1).unwrap();
+            let (at, width) =
+                (part("x").unwrap().parse::<f64>().unwrap(), label.chars().count() as f64 * LETTER);
+            let from = match part("text-anchor") {
+                Some("end") => at - width,
+                Some("middle") => at - width / 2.0,
+                _ => at,
+            };
+            assert!(from >= 0.0 && from + width <= WIDTH, "{label}: {from}, {width}");
+        }
+        assert!(svg.contains(">99.99999<") && svg.contains(">1,000,000<"), "{svg}");
     }
 
     #[test]
