@@ -212,10 +212,15 @@ pub(super) fn warnings_of(reports: &[(String, &Value)]) -> Vec<String> {
 pub(super) fn alarms(folder: &Folder) -> Vec<String> {
     let result = &folder.result;
     let mut warnings = warnings_of(&folder.reports());
+    if matches!(folder.kind, Kind::Compare | Kind::Peers)
+        && let Some(failure) = text(result, "/failure")
+    {
+        warnings.insert(0, failure.to_owned());
+    }
     match folder.kind {
         Kind::Search => {
-            if let Some(ended) = text(result, "/ended") {
-                warnings.insert(0, format!("The search ended before it knew: {ended}."));
+            if let Some(failure) = text(result, "/failure") {
+                warnings.insert(0, format!("The search ended before it knew: {failure}."));
             }
         }
         Kind::Sweep => {
