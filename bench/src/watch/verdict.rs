@@ -234,6 +234,11 @@ fn limit(facts: &RunFacts) -> Limit {
     let is_full = |share: Option<f64>| share.is_some_and(|share| share >= BUSY_SHARE_MIN);
     let shown = |share: Option<f64>| share.map_or_else(|| "an unknown part".to_owned(), percent);
     let (client_text, server_text) = (shown(client), shown(server));
+    // A server core looks for work for a while before it sleeps: at a steady rate it never seems to rest, and limits nothing.
+    let kept = facts.offered_ops_per_sec.filter(|&offered| offered > 0.0 && behind_schedule(facts).is_none());
+    if let Some(offered) = kept.filter(|_| !is_full(client)) {
+        return Limit::Other(format!("The offered {} op/s were kept.", number(offered)));
+    }
     match (is_full(client), is_full(server)) {
         (true, true) => Limit::Client(format!(
             "Client and server both had work all the time ({client_text} and {server_text} of it): the figure may be the client's. \
@@ -251,27 +256,23 @@ fn limit(facts: &RunFacts) -> Limit {
             "{} is the limit: it had work {server_text} of the time.",
             server_words(facts)
         )),
-        (false, false) => {
-            let offered = facts.offered_ops_per_sec.filter(|&offered| offered > 0.0);
-            Limit::Other(match (offered, client, server) {
-                (Some(offered), _, _) => format!("The offered {} op/s were kept.", number(offered)),
-                (None, _, None) if facts.server_spins => {
-                    "Whether the server was the limit is not known, since one that spins is \
+        (false, false) => Limit::Other(match (client, server) {
+            (_, None) if facts.server_spins => {
+                "Whether the server was the limit is not known, since one that spins is \
                                                           never seen to rest: a run with --idle epoll tells."
-                        .to_owned()
-                }
-                (None, _, None) => "What the limit was is not known: nobody looked at the server.".to_owned(),
-                (None, None, Some(_)) => {
-                    format!(
-                        "The server was not the limit (it had work {server_text} of the time); whether the client was is not known."
-                    )
-                }
-                (None, Some(_), Some(_)) => format!(
-                    "Neither side was the limit (the client had work {client_text} of the time, the server {server_text}): more \
+                    .to_owned()
+            }
+            (_, None) => "What the limit was is not known: nobody looked at the server.".to_owned(),
+            (None, Some(_)) => {
+                format!(
+                    "The server was not the limit (it had work {server_text} of the time); whether the client was is not known."
+                )
+            }
+            (Some(_), Some(_)) => format!(
+                "Neither side was the limit (the client had work {client_text} of the time, the server {server_text}): more \
                      --batch, --window or --threads may give more."
-                ),
-            })
-        }
+            ),
+        }),
     }
 }
 
@@ -551,6 +552,23 @@ mod tests {
             assert!(text.ends_with('.') && !text.contains("NaN") && !text.contains("inf "), "{text}");
         }
         verdicts.iter().map(|verdict| verdict.kind).collect()
+    }
+
+    /// Goal: in an open loop that keeps its rate nobody is the limit, although a server core that looks for work seems busy all
+    /// the time; in one that does not, or whose client has no time left, somebody is. Method: the same run with other rates.
+    #[test]
+    fn a_rate_that_is_kept_has_no_limit() {
+        let open = |answered| RunFacts {
+            offered_ops_per_sec: Some(1e6),
+            due_ops_per_sec: Some(1e6),
+            due_answered_per_sec: Some(answered),
+            ..healthy()
+        };
+        let kept = verdicts(&open(1e6));
+        assert!(kept[0].text.contains("The offered 1,000,000 op/s were kept."), "{kept:?}");
+        assert_eq!(kinds(&RunFacts { stolen_share: Some(0.5), ..open(1e6) }), [Kind::CpuStolen]);
+        assert_eq!(kinds(&open(0.9e6)), [Kind::BehindSchedule, Kind::ServerLimited]);
+        assert_eq!(kinds(&RunFacts { client_busy_share: Some(0.99), ..open(1e6) }), [Kind::ClientLimited]);
     }
 
     /// Goal: each verdict appears when it should and not a step before. Method: a healthy run with one thing changed, on either
