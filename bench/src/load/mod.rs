@@ -45,7 +45,7 @@ pub struct LoadPlan {
     pub client: u16,
     /// Operations per batch.
     pub batch: usize,
-    /// Batches in flight. In an open loop these are as many operations in flight at most, and later ones wait for room.
+    /// Batches in flight. In an open loop as many operations as these have are in flight at most, and later ones wait.
     pub batches_in_flight: usize,
     /// When operations are begun; `None` for a closed loop, in which a batch is begun as soon as one has ended.
     pub pace: Option<Pace>,
